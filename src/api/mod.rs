@@ -1,0 +1,47 @@
+//! The JSON vocabulary of the operator API, shared by daemon and clients. Imports nothing of the crate.
+//!
+//! Field names are the contract's. Requests refuse unknown fields.
+
+mod bridge;
+mod dns;
+mod network;
+mod proxy;
+mod rules;
+
+pub use bridge::BridgeStatus;
+pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
+pub use network::{
+    AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,
+};
+pub use proxy::ProxyStatus;
+pub use rules::{EgressView, EvaluateRequest, Evaluated, Reloaded, RuleDetail, RuleSummary, RuleTest, RuleTested};
+
+use serde::{Deserialize, Serialize};
+
+/// Every answer of the operator API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// Whether `data` holds an answer.
+    pub success: bool,
+    /// The answer.
+    #[serde(skip_serializing_if = "Option::is_none", default = "Option::default")]
+    pub data: Option<T>,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+impl<T> Envelope<T> {
+    /// A success.
+    pub fn ok(data: T) -> Self {
+        Envelope { success: true, data: Some(data), error: None }
+    }
+}
+
+impl Envelope<()> {
+    /// A failure.
+    #[must_use]
+    pub fn failed(error: String) -> Self {
+        Envelope { success: false, data: None, error: Some(error) }
+    }
+}

@@ -1,0 +1,13 @@
+//! The daemon: flags, start order, control and supervision.
+//!
+//! `run` reads top to bottom and is the only place that makes channels and starts threads.
+
+mod readiness;
+mod snapshot;
+mod subsystem;
+
+pub mod control;
+
+pub use readiness::Readiness;
+pub use snapshot::Snapshot;
+pub use subsystem::Subsystem;

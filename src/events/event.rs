@@ -1,0 +1,93 @@
+//! One decision of one layer.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::docker_manager::Endpoint;
+use crate::rule_engine::Rule;
+
+/// The layer that decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub enum Layer {
+    Dns,
+    Proxy,
+    Intercept,
+    DirectIp,
+    Kernel,
+    AgentApi,
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub enum Verdict {
+    Allow,
+    Block,
+}
+
+/// A decision, as the deciding thread records it: no formatting, no I/O. Fields that do not apply stay `None`.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// When it was decided.
+    pub at: SystemTime,
+    /// Where.
+    pub layer: Layer,
+    /// What.
+    pub verdict: Verdict,
+    /// Who asked; `None` for an unknown peer.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// The peer's own address.
+    pub peer: Option<IpAddr>,
+    /// The deciding rule; `None` is the default block.
+    pub rule: Option<Arc<Rule>>,
+    /// A short reason code (`default`, `rule`, `private_address`, `not_tls`, `unknown_peer`, …).
+    pub reason: &'static str,
+    /// The host name asked for.
+    pub host: Option<Box<str>>,
+    /// The address and port reached for.
+    pub destination: Option<SocketAddr>,
+    /// The port, where there is no address.
+    pub port: Option<u16>,
+    /// `tcp`, `udp`, `icmp`, `http`, `https`, …
+    pub protocol: Option<&'static str>,
+    /// HTTP method.
+    pub method: Option<Box<str>>,
+    /// HTTP path, never with its query.
+    pub path: Option<Box<str>>,
+    /// DNS record type.
+    pub record_type: Option<Box<str>>,
+    /// Bytes from the container.
+    pub bytes_up: Option<u64>,
+    /// Bytes to the container.
+    pub bytes_down: Option<u64>,
+    /// How long it took, in microseconds.
+    pub duration_us: Option<u64>,
+}
+
+impl Event {
+    /// A decision without details, made now.
+    #[must_use]
+    pub fn new(layer: Layer, verdict: Verdict, reason: &'static str) -> Self {
+        Event {
+            at: SystemTime::now(),
+            layer,
+            verdict,
+            endpoint: None,
+            peer: None,
+            rule: None,
+            reason,
+            host: None,
+            destination: None,
+            port: None,
+            protocol: None,
+            method: None,
+            path: None,
+            record_type: None,
+            bytes_up: None,
+            bytes_down: None,
+            duration_us: None,
+        }
+    }
+}

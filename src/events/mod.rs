@@ -1,0 +1,45 @@
+//! Decision events: recorded by the enforcing threads, written down by this one.
+
+mod event;
+
+pub use event::{Event, Layer, Verdict};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+
+/// What an enforcing thread holds: a send that never waits. A full channel loses the event, counted.
+#[derive(Clone)]
+pub struct EventSink {
+    sender: Option<Sender<Event>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl EventSink {
+    /// A sink into `sender`.
+    #[must_use]
+    pub fn new(sender: Sender<Event>) -> Self {
+        EventSink { sender: Some(sender), lost: Arc::default() }
+    }
+
+    /// A sink that counts and forgets (tests).
+    #[must_use]
+    pub fn discard() -> Self {
+        EventSink { sender: None, lost: Arc::default() }
+    }
+
+    /// Records a decision.
+    pub fn record(&self, event: Event) {
+        let kept = self.sender.as_ref().is_some_and(|sender| sender.try_send(event).is_ok());
+        if !kept {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many events were lost.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}

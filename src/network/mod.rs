@@ -1,0 +1,1 @@
+//! Subnets and bridge names of managed networks: pure functions.

@@ -1,0 +1,114 @@
+//! What a layer knows when it asks. A field that is `None` is unknown, not empty.
+
+/// The facts of one question. Every host name here is in normal form (`names::Host::to_text`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context<'a> {
+    /// `agent.*`: who asks; never from what the agent says.
+    pub agent: Agent<'a>,
+    /// `network.*`
+    pub network: Network<'a>,
+    /// `http.*`
+    pub http: Http<'a>,
+    /// `dns.*`
+    pub dns: Dns<'a>,
+    /// `tls.*`
+    pub tls: Tls<'a>,
+    /// `docker.*`
+    pub docker: Docker<'a>,
+    /// `run.*`
+    pub run: Run<'a>,
+}
+
+/// `agent.*`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Agent<'a> {
+    /// The container's name without a trailing `-digits`.
+    pub name: Option<&'a str>,
+    /// The exact name.
+    pub container: Option<&'a str>,
+}
+
+/// `network.*`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Network<'a> {
+    /// Host name or address text.
+    pub hostname: Option<&'a str>,
+    /// Destination address; unknown until a name is resolved.
+    pub ip: Option<&'a str>,
+    /// Destination port.
+    pub port: Option<u16>,
+    /// `tcp`, `udp`.
+    pub protocol: Option<&'a str>,
+}
+
+/// A header: name in lower case, value as sent (bytes that are not UTF-8 replaced).
+#[derive(Clone, Copy, Debug)]
+pub struct Header<'a> {
+    /// Lower-case name.
+    pub name: &'a str,
+    /// Value.
+    pub value: &'a str,
+}
+
+/// `http.*`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Http<'a> {
+    /// Method.
+    pub method: Option<&'a str>,
+    /// Path with query.
+    pub path: Option<&'a str>,
+    /// Host, never with a port.
+    pub host: Option<&'a str>,
+    /// `http` or `https`.
+    pub scheme: Option<&'a str>,
+    /// Headers in order; several of one name are joined by `, ` in the rule's map.
+    pub headers: Option<&'a [Header<'a>]>,
+    /// Size of the body in bytes as declared by Content-Length; unknown when chunked.
+    pub body_size: Option<u64>,
+    /// `Some(None)` is CEL's `null`: a body that was not read.
+    pub body: Option<Option<&'a str>>,
+}
+
+/// `dns.*`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dns<'a> {
+    /// The name, lower case, no trailing dot.
+    pub query: Option<&'a str>,
+    /// `A`, `AAAA`, `TXT`, …
+    pub record_type: Option<&'a str>,
+}
+
+/// `tls.*`, from the ClientHello.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tls<'a> {
+    /// Server name.
+    pub sni: Option<&'a str>,
+    /// Highest version offered: `1.2`, `1.3`.
+    pub version: Option<&'a str>,
+    /// Protocols offered.
+    pub alpn: Option<&'a [&'a str]>,
+    /// Whether encrypted client hello was offered.
+    pub ech: Option<bool>,
+}
+
+/// `docker.*`, at container create.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub struct Docker<'a> {
+    pub image: Option<&'a str>,
+    pub command: Option<&'a [&'a str]>,
+    pub volumes: Option<&'a [&'a str]>,
+    pub env_keys: Option<&'a [&'a str]>,
+    pub capabilities: Option<&'a [&'a str]>,
+}
+
+/// `run.*`, of the agent API.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub struct Run<'a> {
+    pub tool: Option<&'a str>,
+    pub args: Option<&'a [&'a str]>,
+    pub flags: Option<&'a [&'a str]>,
+    pub cwd: Option<&'a str>,
+    pub context: Option<&'a serde_json::Map<String, serde_json::Value>>,
+}
