@@ -42,8 +42,19 @@ pub enum BridgeCommand {
     Down(Reply<Result<api::BridgeStatus, String>>),
     /// Answered at once by a living thread.
     Ping(Reply<()>),
-    /// Finish: take down or keep, as the flags say.
-    Stop,
+    /// Finish.
+    Stop(StopMode),
+}
+
+/// What remains of the kernel's side when the thread ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Bridges down, then the tables deleted, then the bridges that this daemon made removed if no port is on them.
+    Teardown,
+    /// Bridges stay, under the base table with every grant removed.
+    Keep,
+    /// A start that failed: what this start made is removed; what it found is left closed, under the base table.
+    Undo,
 }
 
 /// Direct flows that a DNS answer opens.

@@ -1,8 +1,10 @@
 //! Docker's containers and networks: a blocking client on a thread of its own.
 
 mod directory;
+mod peer;
 
 pub use directory::{Directory, Endpoint, Ipv4Net, Ipv4NetError, ManagedNetwork, agent_name};
+pub use peer::{Peer, PeerRange};
 
 use crate::api;
 use crate::event_loop::Reply;
