@@ -4,12 +4,14 @@
 
 mod bridge;
 mod dns;
+mod events;
 mod network;
 mod proxy;
 mod rules;
 
 pub use bridge::BridgeStatus;
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
+pub use events::EventRecord;
 pub use network::{
     AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,
 };

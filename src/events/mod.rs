@@ -1,8 +1,12 @@
 //! Decision events: recorded by the enforcing threads, written down by this one.
 
+mod decision_log;
 mod event;
+mod log_thread;
 
+pub use decision_log::DecisionLog;
 pub use event::{Event, Layer, Verdict};
+pub use log_thread::{EventLog, EventsCommand, record, rfc3339};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,197 @@
+//! The thread that writes decisions down. The enforcing threads never wait for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::{DecisionLog, Event, EventSink, Layer, Verdict};
+use crate::api::EventRecord;
+use crate::event_loop::Reply;
+
+/// Events that wait to be written; past it they are lost, counted.
+const EVENTS_WAITING_MAX: usize = 8192;
+/// Events that are formatted before one write.
+const BATCH_MAX: usize = 512;
+
+/// What the events thread is asked to do.
+pub enum EventsCommand {
+    /// Answered at once by a living thread.
+    Ping(Reply<()>),
+    /// Write down what waits, then finish.
+    Stop,
+}
+
+/// The events thread's state.
+pub struct EventLog {
+    events: Receiver<Event>,
+    commands: Receiver<EventsCommand>,
+    log: DecisionLog,
+    lost: Arc<AtomicU64>,
+    seq: u64,
+    buffer: Vec<u8>,
+}
+
+impl EventLog {
+    /// The thread's state, the sink that the enforcing threads share, and the way to command it.
+    #[must_use]
+    pub fn new(log: DecisionLog) -> (Self, EventSink, Sender<EventsCommand>) {
+        let (event_sender, events) = crossbeam_channel::bounded(EVENTS_WAITING_MAX);
+        let (command_sender, commands) = crossbeam_channel::bounded(16);
+        let sink = EventSink::new(event_sender);
+        let lost = Arc::clone(&sink.lost);
+        (EventLog { events, commands, log, lost, seq: 0, buffer: Vec::new() }, sink, command_sender)
+    }
+
+    /// Writes until told to stop.
+    ///
+    /// # Errors
+    /// When every sender is gone without a stop: a bug.
+    pub fn run(mut self) -> Result<(), String> {
+        let mut lost_said = 0;
+        loop {
+            crossbeam_channel::select! {
+                recv(self.events) -> event => match event {
+                    Ok(event) => self.write_with_followers(event),
+                    Err(_) => return Err("every sender of events is gone".to_owned()),
+                },
+                recv(self.commands) -> command => match command {
+                    Ok(EventsCommand::Ping(reply)) => reply.send(()),
+                    Ok(EventsCommand::Stop) => {
+                        while let Ok(event) = self.events.try_recv() {
+                            self.write_with_followers(event);
+                        }
+                        return Ok(());
+                    }
+                    Err(_) => return Err("the commander of the events thread is gone".to_owned()),
+                },
+            }
+            let lost = self.lost.load(Ordering::Relaxed);
+            if lost != lost_said {
+                tracing::warn!(target: "outcalld", lost, "events were lost: they came faster than they could be written");
+                lost_said = lost;
+            }
+        }
+    }
+
+    fn write_with_followers(&mut self, first: Event) {
+        let mut count = 0;
+        let mut next = Some(first);
+        while let Some(event) = next {
+            self.format(&event);
+            count += 1;
+            next = if count < BATCH_MAX { self.events.try_recv().ok() } else { None };
+        }
+        self.log.append(&self.buffer, count as u64, Instant::now());
+        self.buffer.clear();
+    }
+
+    fn format(&mut self, event: &Event) {
+        self.seq += 1;
+        let record = record(event, self.seq);
+        if event.rule.as_ref().is_some_and(|rule| rule.log) {
+            log_line(&record);
+        }
+        // Strings and numbers only: serialising them into memory does not fail.
+        if serde_json::to_writer(&mut self.buffer, &record).is_ok() {
+            self.buffer.push(b'\n');
+        }
+    }
+}
+
+/// The contract's form of an event.
+#[must_use]
+pub fn record(event: &Event, seq: u64) -> EventRecord {
+    let endpoint = event.endpoint.as_ref();
+    let rule = event.rule.as_ref();
+    let text = |value: &Option<Box<str>>| value.as_ref().map(|value| value.to_string());
+    EventRecord {
+        ts: rfc3339(event.at),
+        seq,
+        layer: layer(event.layer).to_owned(),
+        verdict: verdict(event.verdict).to_owned(),
+        container: endpoint.map(|endpoint| endpoint.container.to_string()),
+        container_id: endpoint.map(|endpoint| endpoint.container_id.to_string()),
+        agent: endpoint.map(|endpoint| endpoint.agent.to_string()),
+        rule: rule.map(|rule| rule.id.to_string()),
+        file: rule.map(|rule| rule.file.to_string()),
+        reason: event.reason.to_owned(),
+        host: text(&event.host),
+        ip: event.destination.map(|destination| destination.ip().to_string()),
+        port: event.destination.map(|destination| destination.port()).or(event.port),
+        protocol: event.protocol.map(str::to_owned),
+        method: text(&event.method),
+        path: text(&event.path),
+        record_type: text(&event.record_type),
+        bytes_up: event.bytes_up,
+        bytes_down: event.bytes_down,
+        duration_us: event.duration_us,
+    }
+}
+
+/// A rule with `log: true` also speaks in the daemon's own log.
+fn log_line(record: &EventRecord) {
+    let rule = record.rule.as_deref().unwrap_or("default");
+    let container = record.container.as_deref().unwrap_or("-");
+    let host = record.host.as_deref().or(record.ip.as_deref()).unwrap_or("-");
+    match record.layer.as_str() {
+        "dns" => tracing::info!(target: "dns", container, host, rule, verdict = record.verdict, "decision"),
+        "agent_api" => tracing::info!(target: "agent_api", container, host, rule, verdict = record.verdict, "decision"),
+        "kernel" | "direct_ip" => {
+            tracing::info!(target: "bridge", container, host, rule, verdict = record.verdict, "decision")
+        }
+        _ => tracing::info!(target: "proxy", container, host, rule, verdict = record.verdict, "decision"),
+    }
+}
+
+fn layer(layer: Layer) -> &'static str {
+    match layer {
+        Layer::Dns => "dns",
+        Layer::Proxy => "proxy",
+        Layer::Intercept => "intercept",
+        Layer::DirectIp => "direct_ip",
+        Layer::Kernel => "kernel",
+        Layer::AgentApi => "agent_api",
+    }
+}
+
+fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allow",
+        Verdict::Block => "block",
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds.
+#[must_use]
+pub fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_written_as_one_line_without_empty_fields() {
+        let dir = std::env::temp_dir().join(format!("outcall-events-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let (log, sink, commands) = EventLog::new(DecisionLog::new(&dir, 1 << 20, 2));
+        let mut event = Event::new(Layer::Dns, Verdict::Block, "default");
+        event.host = Some("evil.example".into());
+        event.record_type = Some("A".into());
+        sink.record(event);
+        commands.send(EventsCommand::Stop).unwrap();
+        log.run().unwrap();
+        let text = std::fs::read_to_string(dir.join("decisions.jsonl")).unwrap();
+        let value: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
+        assert_eq!(value["layer"], "dns");
+        assert_eq!(value["verdict"], "block");
+        assert_eq!(value["host"], "evil.example");
+        assert_eq!(value["seq"], 1);
+        assert!(value.get("rule").is_none() && value.get("ip").is_none());
+        assert!(value["ts"].as_str().unwrap().ends_with('Z'));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
