@@ -4,6 +4,7 @@
 
 mod flags;
 mod logging;
+mod publisher;
 mod readiness;
 mod snapshot;
 mod subsystem;
