@@ -5,6 +5,7 @@
 mod bridge;
 mod dns;
 mod events;
+mod health;
 mod network;
 mod proxy;
 mod rules;
@@ -12,6 +13,7 @@ mod rules;
 pub use bridge::BridgeStatus;
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
 pub use events::EventRecord;
+pub use health::{Health, PartState, Ready};
 pub use network::{
     AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,
 };

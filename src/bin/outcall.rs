@@ -1,3 +1,7 @@
 //! The operator's command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outcall::cli::run(std::env::args_os())
+}

@@ -1,0 +1,198 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Where outcalld listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/outcall/host.sock";
+
+/// Operate outcalld: see and control what containers may reach.
+///
+/// Without a command: the state in a few lines, and what to do next.
+#[derive(Debug, Parser)]
+#[command(name = "outcall", version, propagate_version = true, disable_help_subcommand = true, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// Operator socket of outcalld
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print the API's data as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to look at.
+    #[command(subcommand)]
+    pub group: Option<Group>,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 bad arguments.
+NO_COLOR is honoured; colour is used on a terminal only.";
+
+/// The groups of commands.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum Group {
+    /// The bridge and the nftables table that filter in the kernel
+    #[command(subcommand)]
+    Bridge(BridgeCommand),
+    /// The DNS filter
+    #[command(subcommand)]
+    Dns(DnsCommand),
+    /// The HTTP proxy
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
+    /// The managed Docker networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// The rules that decide
+    #[command(subcommand)]
+    Rules(RulesCommand),
+}
+
+/// `outcall bridge`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum BridgeCommand {
+    /// Show the bridge and whether the kernel's table is the planned one
+    Status,
+    /// Put bridges and table in place and the containers back on them
+    Up,
+    /// Take bridges and table away: containers have no network at all until `up`
+    Down,
+}
+
+/// `outcall dns`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum DnsCommand {
+    /// Show where it listens, its upstreams and counters
+    Status,
+    /// Ask the rules about a name, as the DNS filter would for an unnamed agent; resolves nothing
+    Test {
+        /// The name
+        #[arg(value_name = "HOST")]
+        host: String,
+        /// Record type
+        #[arg(long = "type", value_name = "TYPE", default_value = "A", value_parser = record_type)]
+        record_type: String,
+    },
+    /// Show the cache's counters
+    Cache {
+        /// List the cached answers too
+        #[arg(long)]
+        entries: bool,
+    },
+    /// Empty the cache
+    Flush,
+}
+
+/// `outcall proxy`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum ProxyCommand {
+    /// Show where it listens and its counters
+    Status,
+}
+
+/// `outcall network`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum NetworkCommand {
+    /// Create a network, or find it when it exists
+    Create {
+        #[command(flatten)]
+        select: NetworkName,
+        /// Subnet in CIDR notation; default: the first free /24 of the daemon's block
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<String>,
+        /// Address of the bridge; default: the first of the subnet
+        #[arg(long, value_name = "IP")]
+        gateway: Option<String>,
+    },
+    /// Show a network and its containers
+    Status(NetworkName),
+    /// List the managed networks
+    List,
+    /// Remove a network that no container uses
+    Destroy(NetworkName),
+}
+
+/// Which network.
+#[derive(Debug, clap::Args)]
+pub struct NetworkName {
+    /// Name without its `outcall-` prefix; default: the default network
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+/// `outcall rules`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum RulesCommand {
+    /// List the rules in evaluation order
+    List,
+    /// Show one rule, its definitions expanded
+    Show {
+        /// The rule's id
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Load the rule files anew; any error leaves the old rules in force
+    Reload,
+    /// Check rule files offline, as a start of outcalld would
+    Check {
+        /// Directory of rule files
+        #[arg(value_name = "DIR", default_value = "/etc/outcall/rules.d")]
+        directory: PathBuf,
+    },
+    /// Evaluate a condition against a context
+    Test {
+        /// The CEL condition
+        #[arg(value_name = "EXPR")]
+        expression: String,
+        /// JSON file with the namespaces, such as {"http":{"host":"example.com"}}; `-` is standard input
+        #[arg(long, value_name = "FILE")]
+        context: PathBuf,
+    },
+}
+
+/// A DNS record type by name or as `TYPE65` (RFC 3597): letters and digits, in upper case as rules see it.
+fn record_type(text: &str) -> Result<String, String> {
+    let shaped = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if shaped { Ok(text.to_ascii_uppercase()) } else { Err("a record type such as A, AAAA or TXT".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_are_taken_before_and_after_the_command() {
+        for line in [["outcall", "--json", "bridge", "status"], ["outcall", "bridge", "status", "--json"]] {
+            let parsed = Arguments::try_parse_from(line).unwrap();
+            assert!(parsed.json);
+            assert_eq!(parsed.socket, PathBuf::from(DEFAULT_SOCKET));
+        }
+    }
+
+    #[test]
+    fn record_types_are_upper_case_words() {
+        assert_eq!(record_type("aaaa"), Ok("AAAA".to_owned()));
+        assert!(record_type("").is_err());
+        assert!(record_type("A B").is_err());
+    }
+
+    #[test]
+    fn a_typo_is_answered_with_the_nearest_word() {
+        let refusal = Arguments::try_parse_from(["outcall", "brige"]).unwrap_err();
+        assert_eq!(refusal.exit_code(), 2);
+        assert!(refusal.to_string().contains("bridge"), "{refusal}");
+    }
+}

@@ -1,0 +1,125 @@
+//! One call to the operator API: request, envelope, answer.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::http::{Method, Request};
+
+use super::CliError;
+use super::transport::{ConnectFailure, NoResolver, UnixConnector};
+use crate::api::Envelope;
+
+/// How long one call may take: longer than every deadline of the daemon itself, so that its own words arrive.
+const CALL_LIMIT: Duration = Duration::from_secs(90);
+/// Largest answer taken, in bytes: the rules of a very large host are a few MiB.
+const ANSWER_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// The daemon's API.
+pub(super) struct Client {
+    agent: ureq::Agent,
+    socket: std::path::PathBuf,
+}
+
+/// An answer with its status; `data` may be there in a failure too (`/ready`).
+pub(super) struct Answer<T> {
+    pub(super) status: u16,
+    pub(super) envelope: Envelope<T>,
+}
+
+impl Client {
+    pub(super) fn new(socket: &Path) -> Self {
+        let config = ureq::config::Config::builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(CALL_LIMIT))
+            .user_agent(concat!("outcall/", env!("CARGO_PKG_VERSION")))
+            .max_idle_connections(0)
+            .build();
+        let connector = UnixConnector { socket: socket.to_owned() };
+        Client { agent: ureq::Agent::with_parts(config, connector, NoResolver), socket: socket.to_owned() }
+    }
+
+    /// `GET path`, its data.
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.data(&Method::GET, path, Vec::new())
+    }
+
+    /// `POST path` with a JSON body, its data.
+    pub(super) fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, CliError> {
+        let body =
+            serde_json::to_vec(body).map_err(|source| CliError::Answer { call: format!("POST {path}"), source })?;
+        self.data(&Method::POST, path, body)
+    }
+
+    /// `POST path` without a body, its data.
+    pub(super) fn post_empty<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.data(&Method::POST, path, Vec::new())
+    }
+
+    /// `GET path` with whatever the envelope holds, success or not.
+    pub(super) fn get_any<T: DeserializeOwned>(&self, path: &str) -> Result<Answer<T>, CliError> {
+        self.call(&Method::GET, path, Vec::new())
+    }
+
+    fn data<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Vec<u8>) -> Result<T, CliError> {
+        let Answer { status, envelope } = self.call::<T>(method, path, body)?;
+        match envelope {
+            Envelope { success: true, data: Some(data), .. } => Ok(data),
+            Envelope { error: Some(message), .. } => Err(CliError::Refused { status, message }),
+            Envelope { .. } => {
+                Err(CliError::Refused { status, message: format!("{method} {path}: status {status} without a word") })
+            }
+        }
+    }
+
+    fn call<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Vec<u8>) -> Result<Answer<T>, CliError> {
+        let call = format!("{method} {path}");
+        let talk = |source: ureq::Error| self.failure(&call, source);
+        let mut request = Request::builder().method(method).uri(format!("http://localhost/api/v1{path}"));
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request.body(body).map_err(|error| talk(ureq::Error::Http(error)))?;
+        let mut response = self.agent.run(request).map_err(talk)?;
+        let status = response.status().as_u16();
+        let bytes = response.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec().map_err(talk)?;
+        let envelope = serde_json::from_slice(&bytes).map_err(|source| CliError::Answer { call, source })?;
+        Ok(Answer { status, envelope })
+    }
+
+    fn failure(&self, call: &str, error: ureq::Error) -> CliError {
+        match error {
+            ureq::Error::Other(cause) => match cause.downcast::<ConnectFailure>() {
+                Ok(failure) => CliError::Connect { socket: self.socket.clone(), source: failure.0 },
+                Err(cause) => CliError::Talk { call: call.to_owned(), source: Box::new(ureq::Error::Other(cause)) },
+            },
+            error => CliError::Talk { call: call.to_owned(), source: Box::new(error) },
+        }
+    }
+}
+
+/// Percent-encodes one path segment or query value (RFC 3986 2.3: unreserved characters stay).
+pub(super) fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_a_slash_stays_one_segment() {
+        assert_eq!(encoded("allow-github.v2_x"), "allow-github.v2_x");
+        assert_eq!(encoded("a/b?c d"), "a%2Fb%3Fc%20d");
+    }
+}

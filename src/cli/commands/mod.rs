@@ -1,0 +1,36 @@
+//! One file for each group of commands: a call to the API and the layout of its answer.
+
+mod bridge;
+mod dns;
+mod network;
+mod overview;
+mod proxy;
+mod rules;
+
+use super::CliError;
+use super::arguments::{Arguments, Group};
+use super::client::Client;
+use super::output::Output;
+
+/// Runs the command of `arguments`.
+pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliError> {
+    let client = Client::new(&arguments.socket);
+    match &arguments.group {
+        None => overview::run(&client, output),
+        Some(Group::Bridge(command)) => bridge::run(command, &client, output),
+        Some(Group::Dns(command)) => dns::run(command, &client, output),
+        Some(Group::Proxy(command)) => proxy::run(command, &client, output),
+        Some(Group::Network(command)) => network::run(command, &client, output),
+        Some(Group::Rules(command)) => rules::run(command, &client, output),
+    }
+}
+
+/// `yes` or `no`.
+fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+/// `1 rule`, `2 rules`.
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
