@@ -1,11 +1,40 @@
 //! YAML rules with CEL conditions: source → definitions → compile → rule set → decision.
 //!
 //! [`RuleSet::decide`] is a pure function and the only thing in the daemon that decides.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `source` | the files of a directory |
+//! | `yaml`, `file` | YAML within a budget; the shape of a rule file |
+//! | `definitions` | `$name` |
+//! | `guarded` | the child process that tries hostile input first |
+//! | `expression`, `check`, `literal`, `pattern` | CEL: caps, parser, allowlist, normal forms, regular expressions |
+//! | `condition`, `facts`, `field` | evaluation with unknown fields |
+//! | `index`, `ruleset` | the decision |
+//! | `load`, `lint` | all of it together, with every error and warning |
 
+mod check;
+mod condition;
 mod context;
+mod definitions;
+mod expression;
+mod facts;
+mod field;
+mod file;
+mod guarded;
+mod index;
+mod lint;
+mod literal;
+mod load;
 mod model;
+mod pattern;
 mod ruleset;
+mod source;
+mod yaml;
 
 pub use context::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
+pub use guarded::Guard;
+pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_report, load, load_sources};
 pub use model::{Action, Egress, EgressMode, Rule};
 pub use ruleset::{Decision, RuleSet};
+pub use source::Source;

@@ -11,6 +11,17 @@ pub enum Action {
     Block,
 }
 
+impl Action {
+    /// The word of rules and answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Allow => "allow",
+            Action::Block => "block",
+        }
+    }
+}
+
 /// How an allowed flow leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EgressMode {
@@ -20,6 +31,18 @@ pub enum EgressMode {
     DirectIp,
     /// Through the proxy, decrypted.
     Intercept,
+}
+
+impl EgressMode {
+    /// The word of rules and answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EgressMode::Proxy => "proxy",
+            EgressMode::DirectIp => "direct_ip",
+            EgressMode::Intercept => "intercept",
+        }
+    }
 }
 
 /// The `egress:` part of an allow rule, defaults filled in.

@@ -1,0 +1,483 @@
+//! Loading: from files to a rule set, with every error of every file, or none.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use super::condition::Condition;
+use super::definitions::Definitions;
+use super::file::{FileRule, Problem, RuleFile};
+use super::guarded::{Guard, Job};
+use super::index;
+use super::ruleset::Compiled;
+use super::source::{self, Source};
+use super::{Action, EgressMode, Rule, RuleSet, expression, lint};
+
+/// Rules of one set; the index and every reload are linear in it.
+const RULES_MAX: usize = 50_000;
+
+/// Stack of the thread that compiles for real, in bytes. The guarded child has half of it.
+pub(super) const COMPILE_STACK: usize = 8 * 1024 * 1024;
+
+/// Whether `mode: intercept` can be enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interception {
+    /// This build has no interception.
+    Absent,
+    /// It has, but no CA was given.
+    NoCa,
+    /// It works.
+    Ready,
+}
+
+/// What the daemon can enforce, and how sources are vetted.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// False with `--no-proxy`.
+    pub proxy: bool,
+    /// Whether `intercept` rules load.
+    pub interception: Interception,
+    /// Where hostile input is tried first.
+    pub guard: Guard,
+}
+
+/// A successful load.
+pub struct Loaded {
+    /// The rules.
+    pub set: Arc<RuleSet>,
+    /// How many files were read.
+    pub files: usize,
+    /// What the operator should hear, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that is wrong; prints as `FILE:LINE: rule ID: reason`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadError {
+    /// The file's name; `None` when it is about the directory.
+    pub file: Option<String>,
+    /// From 1.
+    pub line: Option<usize>,
+    /// The rule's id.
+    pub rule: Option<String>,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+impl LoadError {
+    pub(super) fn of_directory(reason: String) -> Self {
+        LoadError { file: None, line: None, rule: None, reason }
+    }
+
+    pub(super) fn of_file(file: &str, line: Option<usize>, reason: String) -> Self {
+        LoadError { file: Some(file.to_owned()), line, rule: None, reason }
+    }
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{file}")?;
+            if let Some(line) = self.line {
+                write!(f, ":{line}")?;
+            }
+            f.write_str(": ")?;
+        }
+        if let Some(rule) = &self.rule {
+            write!(f, "rule {rule}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+/// Everything that is wrong: never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadErrors(pub Vec<LoadError>);
+
+impl std::fmt::Display for LoadErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (number, error) in self.0.iter().enumerate() {
+            if number > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for LoadErrors {}
+
+impl LoadErrors {
+    /// One line for each error.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+}
+
+/// Loads the rules of `directory`. Rules that `previous` has unchanged keep their counters, and their conditions are
+/// not compiled again.
+///
+/// # Errors
+/// Every error of every file. Nothing is half loaded.
+pub fn load(directory: &Path, options: &LoadOptions, previous: Option<&RuleSet>) -> Result<Loaded, LoadErrors> {
+    let shown = directory.display();
+    let sources = source::read(directory).map_err(LoadErrors)?;
+    let empty = match &sources {
+        None => Some(format!("the rules directory {shown} does not exist: everything is blocked")),
+        Some(sources) if sources.is_empty() => {
+            Some(format!("there are no rule files in {shown}: everything is blocked"))
+        }
+        Some(_) => None,
+    };
+    let mut loaded = load_sources(&sources.unwrap_or_default(), options, previous)?;
+    loaded.warnings.extend(empty);
+    Ok(loaded)
+}
+
+/// Loads rules from texts, in the order of their names.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_sources(
+    sources: &[Source],
+    options: &LoadOptions,
+    previous: Option<&RuleSet>,
+) -> Result<Loaded, LoadErrors> {
+    let mut load = Load { options, errors: Vec::new(), warnings: Vec::new(), rules: Vec::new() };
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    sources.sort_by(|left, right| left.name.cmp(&right.name));
+    load.read(&sources);
+    load.check_ids();
+    let conditions = load.compile(previous);
+    load.check_egress();
+    if !load.errors.is_empty() {
+        // By file, then line; what is about a directory or a whole file comes first.
+        load.errors.sort_by(|left, right| (&left.file, left.line).cmp(&(&right.file, right.line)));
+        return Err(LoadErrors(load.errors));
+    }
+    let set = load.build(&conditions, previous);
+    load.warnings.extend(lint::blind_blocks(&set));
+    Ok(Loaded { set: Arc::new(set), files: sources.len(), warnings: load.warnings })
+}
+
+/// A rule of one of the files, its condition expanded.
+struct Draft {
+    file: Arc<str>,
+    rule: FileRule,
+    expanded: String,
+}
+
+struct Load<'o> {
+    options: &'o LoadOptions,
+    errors: Vec<LoadError>,
+    warnings: Vec<String>,
+    rules: Vec<Draft>,
+}
+
+impl Load<'_> {
+    fn error(&mut self, file: &str, line: Option<usize>, rule: Option<&str>, reason: String) {
+        let rule = rule.map(str::to_owned);
+        self.errors.push(LoadError { file: Some(file.to_owned()), line, rule, reason });
+    }
+
+    fn warn(&mut self, file: &str, line: Option<usize>, rule: Option<&str>, reason: String) {
+        let rule = rule.map(str::to_owned);
+        self.warnings.push(LoadError { file: Some(file.to_owned()), line, rule, reason }.to_string());
+    }
+
+    /// Files to drafts.
+    fn read(&mut self, sources: &[&Source]) {
+        let jobs: Vec<Job<'_>> = sources.iter().map(|source| Job::Yaml(&source.text)).collect();
+        for (source, vetted) in sources.iter().zip(self.options.guard.vet(&jobs)) {
+            let name = source.name.as_str();
+            if let Err(reasons) = vetted {
+                reasons.into_iter().for_each(|reason| self.error(name, None, None, reason));
+                continue;
+            }
+            let file = RuleFile::parse(&source.text);
+            if file.rules.is_empty() && file.problems.is_empty() {
+                self.warn(name, None, None, "the file has no rules".to_owned());
+            }
+            self.take_problems(name, file.problems);
+            self.expand(name, file.definitions, file.rules);
+        }
+        if self.rules.len() > RULES_MAX {
+            let reason = format!("{} rules; at most {RULES_MAX} are accepted", self.rules.len());
+            self.errors.push(LoadError::of_directory(reason));
+        }
+    }
+
+    fn take_problems(&mut self, file: &str, problems: Vec<Problem>) {
+        for Problem { line, rule, reason } in problems {
+            self.error(file, line, rule.as_deref(), reason);
+        }
+    }
+
+    fn expand(&mut self, name: &str, written: Vec<(String, String, Option<usize>)>, rules: Vec<FileRule>) {
+        let file: Arc<str> = name.into();
+        let sources: BTreeMap<String, String> =
+            written.iter().map(|(definition, text, _)| (definition.clone(), text.clone())).collect();
+        let mut definitions = Definitions::new(sources);
+        let mut reported = Vec::new();
+        for rule in rules {
+            match definitions.expand(&rule.condition) {
+                Ok(expanded) => self.rules.push(Draft { file: Arc::clone(&file), rule, expanded }),
+                Err(reason) => {
+                    self.error(name, rule.condition_line, Some(&rule.id), reason.clone());
+                    reported.push(reason);
+                }
+            }
+        }
+        let unused: Vec<String> = definitions.unused().map(str::to_owned).collect();
+        for (definition, _, line) in written {
+            let is_unused = unused.contains(&definition);
+            match definitions.check(&definition) {
+                // An error in what a rule uses was reported for that rule, with the chain that leads to it.
+                Err(_) if !is_unused => {}
+                Err(reason) => self.error(name, line, None, format!("definition `{definition}`: {reason}")),
+                Ok(()) if is_unused => {
+                    self.warn(name, line, None, format!("the definition `{definition}` is used by no rule"));
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    fn check_ids(&mut self) {
+        let mut first: HashMap<&str, &Draft> = HashMap::new();
+        let mut found = Vec::new();
+        for draft in &self.rules {
+            match first.get(draft.rule.id.as_str()) {
+                Some(other) => {
+                    let place = LoadError::of_file(&other.file, other.rule.line, String::new());
+                    let place = place.to_string();
+                    let reason = format!("the id is taken already, at {}", place.trim_end_matches([':', ' ']));
+                    found.push((Arc::clone(&draft.file), draft.rule.line, draft.rule.id.clone(), reason));
+                }
+                None => {
+                    first.insert(&draft.rule.id, draft);
+                }
+            }
+        }
+        for (file, line, id, reason) in found {
+            self.error(&file, line, Some(&id), reason);
+        }
+    }
+
+    /// Compiles each distinct condition once. Gives what compiled, by its expanded source.
+    fn compile(&mut self, previous: Option<&RuleSet>) -> HashMap<String, Arc<Condition>> {
+        let mut known: HashMap<&str, Arc<Condition>> = HashMap::new();
+        for (rule, compiled) in previous.into_iter().flat_map(RuleSet::entries) {
+            known.insert(&rule.expanded, Arc::clone(&compiled.condition));
+        }
+        let mut wanted: Vec<&str> = self.rules.iter().map(|draft| draft.expanded.as_str()).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let (old, new): (Vec<&str>, Vec<&str>) = wanted.into_iter().partition(|source| known.contains_key(source));
+        let mut conditions: HashMap<String, Arc<Condition>> = HashMap::with_capacity(old.len() + new.len());
+        for source in old {
+            if let Some(condition) = known.get(source) {
+                conditions.insert(source.to_owned(), Arc::clone(condition));
+            }
+        }
+        let jobs: Vec<Job<'_>> = new.iter().map(|source| Job::Cel(source)).collect();
+        let vetted = self.options.guard.vet(&jobs);
+        let mut refused: HashMap<String, Vec<String>> = HashMap::new();
+        let mut passed = Vec::new();
+        for (source, vetted) in new.into_iter().zip(vetted) {
+            match vetted {
+                Ok(()) => passed.push(source),
+                Err(reasons) => {
+                    refused.insert(source.to_owned(), reasons);
+                }
+            }
+        }
+        for (source, compiled) in passed.iter().zip(on_compile_stack(&passed)) {
+            match compiled {
+                Ok(condition) => {
+                    conditions.insert((*source).to_owned(), Arc::new(condition));
+                }
+                Err(reasons) => {
+                    refused.insert((*source).to_owned(), reasons);
+                }
+            }
+        }
+        let mut errors = Vec::new();
+        let mut warnings = Vec::new();
+        for draft in &self.rules {
+            let about = |reason: &String| LoadError {
+                file: Some(draft.file.to_string()),
+                line: draft.rule.condition_line,
+                rule: Some(draft.rule.id.clone()),
+                reason: reason.clone(),
+            };
+            if let Some(reasons) = refused.get(&draft.expanded) {
+                errors.extend(reasons.iter().map(about));
+            }
+            if let Some(condition) = conditions.get(&draft.expanded) {
+                warnings.extend(condition.warnings.iter().map(|warning| about(warning).to_string()));
+            }
+        }
+        self.errors.extend(errors);
+        self.warnings.extend(warnings);
+        conditions
+    }
+
+    /// A rule that cannot be enforced must not load.
+    fn check_egress(&mut self) {
+        let mut errors = Vec::new();
+        let mut warnings = Vec::new();
+        for draft in &self.rules {
+            let Some(egress) = &draft.rule.egress else { continue };
+            let about = |reason: &str| LoadError {
+                file: Some(draft.file.to_string()),
+                line: draft.rule.explicit_egress.or(draft.rule.line),
+                rule: Some(draft.rule.id.clone()),
+                reason: reason.to_owned(),
+            };
+            match (egress.mode, self.options.interception) {
+                (EgressMode::Intercept, Interception::Absent) => errors.push(about(
+                    "`mode: intercept` cannot be enforced: this build has no interception; use `mode: proxy`",
+                )),
+                (EgressMode::Intercept, Interception::NoCa) => {
+                    errors.push(about("`mode: intercept` needs a CA: start outcalld with --ca-cert and --ca-key"));
+                }
+                _ => {}
+            }
+            match egress.mode {
+                EgressMode::Proxy | EgressMode::Intercept if self.options.proxy => {}
+                EgressMode::DirectIp => {}
+                mode if draft.rule.explicit_mode => errors.push(about(&format!(
+                    "`mode: {}` cannot be enforced: there is no proxy (--no-proxy); use `mode: direct_ip`",
+                    mode.as_str()
+                ))),
+                _ => warnings
+                    .push(about("there is no proxy (--no-proxy): only the DNS part of this rule works").to_string()),
+            }
+        }
+        self.errors.extend(errors);
+        self.warnings.extend(warnings);
+    }
+
+    fn build(&mut self, conditions: &HashMap<String, Arc<Condition>>, previous: Option<&RuleSet>) -> RuleSet {
+        let mut drafts = std::mem::take(&mut self.rules);
+        // Stable: within a file the position decides.
+        drafts.sort_by(|left, right| (left.rule.priority, &left.file).cmp(&(right.rule.priority, &right.file)));
+        let mut rules = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            // Every draft's condition is there, or there was an error and we are not here.
+            let Some(condition) = conditions.get(&draft.expanded) else { continue };
+            let order = rules.len();
+            let rule = draft.into_rule(order);
+            let kept = previous.and_then(|previous| previous.rule(&rule.id)).filter(|old| is_same(old, &rule));
+            let rule = match kept {
+                Some(old) if old.order == order => Arc::clone(old),
+                Some(old) => {
+                    rule.hits.store(old.hits.load(Ordering::Relaxed), Ordering::Relaxed);
+                    rule.errors.store(old.errors.load(Ordering::Relaxed), Ordering::Relaxed);
+                    rule.last_hit_ms.store(old.last_hit_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+                    Arc::new(rule)
+                }
+                None => Arc::new(rule),
+            };
+            let compiled = Compiled {
+                guard: index::guard(condition).map(Into::into),
+                condition: Arc::clone(condition),
+                error_logged_ms: AtomicI64::new(0),
+            };
+            rules.push((rule, compiled));
+        }
+        RuleSet::new(rules)
+    }
+}
+
+impl Draft {
+    fn into_rule(self, order: usize) -> Rule {
+        let explicit_egress = self.rule.explicit_egress.is_some();
+        Rule {
+            id: self.rule.id.into(),
+            file: self.file.as_ref().into(),
+            order,
+            description: self.rule.description.map(Into::into),
+            condition: self.rule.condition.into(),
+            expanded: self.expanded.into(),
+            action: self.rule.action,
+            priority: self.rule.priority,
+            log: self.rule.log,
+            egress: self.rule.egress,
+            explicit_egress,
+            hits: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            last_hit_ms: AtomicI64::new(0),
+        }
+    }
+}
+
+/// True when nothing but the place among the others changed.
+fn is_same(old: &Rule, new: &Rule) -> bool {
+    old.file == new.file
+        && old.expanded == new.expanded
+        && old.condition == new.condition
+        && old.action == new.action
+        && old.priority == new.priority
+        && old.log == new.log
+        && old.description == new.description
+        && old.egress == new.egress
+        && old.explicit_egress == new.explicit_egress
+}
+
+/// Compiles on a thread whose stack is twice what the guarded child had.
+pub(super) fn on_compile_stack(sources: &[&str]) -> Vec<Result<Condition, Vec<String>>> {
+    let failed = |reason: &str| -> Vec<Result<Condition, Vec<String>>> {
+        sources.iter().map(|_| Err(vec![reason.to_owned()])).collect()
+    };
+    if sources.is_empty() {
+        return Vec::new();
+    }
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("rule_compile".to_owned()).stack_size(COMPILE_STACK);
+        let spawned = builder
+            .spawn_scoped(scope, || sources.iter().map(|source| expression::compile(source)).collect::<Vec<_>>());
+        match spawned {
+            Ok(thread) => thread.join().unwrap_or_else(|_| failed("the compiler panicked")),
+            Err(error) => failed(&format!("no thread to compile on: {error}")),
+        }
+    })
+}
+
+/// The report of `outcalld --check` and `outcall rules check`, and whether the rules load.
+#[must_use]
+pub fn check_report(directory: &Path, options: &LoadOptions) -> (String, bool) {
+    use std::fmt::Write as _;
+    let mut report = String::new();
+    // Writing into a String does not fail.
+    let good = match load(directory, options, None) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                let _ = writeln!(report, "warning: {warning}");
+            }
+            let allows = loaded.set.rules().iter().filter(|rule| rule.action == Action::Allow).count();
+            let rules = loaded.set.rules().len();
+            let _ = writeln!(
+                report,
+                "ok: {rules} rules ({allows} allow, {} block) in {} files of {}",
+                rules - allows,
+                loaded.files,
+                directory.display()
+            );
+            true
+        }
+        Err(errors) => {
+            for error in &errors.0 {
+                let _ = writeln!(report, "error: {error}");
+            }
+            let count = errors.0.len();
+            let _ = writeln!(report, "{count} error(s): the rules in {} do not load", directory.display());
+            false
+        }
+    };
+    (report, good)
+}
