@@ -1,4 +1,33 @@
 //! The DNS filter of the containers and the resolver of the proxy: one mio loop.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `message` | questions in, answers out, on the side of the clients |
+//! | `filter` | the judgement of one question |
+//! | `core` | the filter without its sockets: who waits for what, and all limits |
+//! | `cache` | what upstream said, for its time |
+//! | `lookup`, `answer`, `random` | one question to the upstreams, and what their messages are reduced to |
+//! | `datagrams`, `streams`, `listeners`, `asking` | sockets: UDP, TCP, one pair for each gateway, and towards upstream |
+//! | `server`, `status`, `config` | the loop, what it says of itself, what it is given |
+
+mod answer;
+mod asking;
+mod cache;
+mod config;
+mod core;
+mod datagrams;
+mod filter;
+mod listeners;
+mod lookup;
+mod message;
+mod random;
+mod server;
+mod status;
+mod streams;
+
+pub use config::{DnsConfig, DnsLinks, StartError};
+pub use listeners::BindError;
+pub use server::DnsServer;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,6 +49,13 @@ pub enum DnsCommand {
     Cache(Reply<api::DnsCache>),
     /// `POST /dns/cache/flush`: how many entries went.
     Flush(Reply<usize>),
+    /// The bridge's answer to a grant that DNS asked for; posted by the reply that went with it.
+    Granted {
+        /// Which grant.
+        ticket: u64,
+        /// Whether the kernel has it.
+        outcome: Result<(), String>,
+    },
     /// Answered at once by a living thread.
     Ping(Reply<()>),
     /// Finish within 5 s.

@@ -1,0 +1,163 @@
+//! What goes back to an asker: the addresses vetted for its own rule, direct flows opened first, the decision recorded.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Record, RecordType};
+
+use crate::bridge::Grant;
+use crate::dns::answer::{self, Answer};
+use crate::dns::message::type_text;
+use crate::docker_manager::Peer;
+use crate::events::{Event, Layer, Verdict};
+use crate::names::{HostName, special_purpose};
+use crate::rule_engine::{Egress, EgressMode, Rule};
+
+use super::{Action, Allowed, Asked, Core, Granting, Outcome, Timer};
+
+/// Answers that wait for the kernel.
+const GRANTS_MAX: usize = 1024;
+/// How long the kernel may take to open direct flows.
+const GRANT_WAIT: Duration = Duration::from_secs(2);
+/// The least and the longest time of a grant, in seconds (CONTRACT 4).
+const GRANT_TTL: (u32, u32) = (60, 3600);
+
+impl Core {
+    /// Vets the addresses for this asker's rule, and opens the kernel for them where the rule is `direct_ip`.
+    pub(super) fn deliver(&mut self, allowed: Allowed, answer: Arc<Answer>, age: u32, now: Instant) {
+        let vetted = Vetted::new(&answer, &allowed.rule);
+        if vetted.all_stripped() {
+            let bytes = allowed.asked.query.refuse(ResponseCode::ServFail);
+            let Allowed { asked, peer, rule, .. } = allowed;
+            return self.finish(asked, &peer, Outcome::block("private_address", Some(rule)), bytes, now);
+        }
+        let direct = direct_egress(&allowed.rule).filter(|_| allowed.asked.query.record_type() == RecordType::A);
+        let (Some(egress), Some(endpoint)) = (direct, allowed.peer.endpoint()) else {
+            return self.send(allowed, &answer, age, now);
+        };
+        let mut addresses: Vec<Ipv4Addr> =
+            answer.addresses_v4().filter(|address| vetted.passes(IpAddr::V4(*address))).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses.is_empty() {
+            return self.send(allowed, &answer, age, now);
+        }
+        let left = answer.records.iter().filter(|r| answer::address(r).is_some()).map(|r| r.ttl).min().unwrap_or(0);
+        let ttl = left.saturating_sub(age).clamp(GRANT_TTL.0, GRANT_TTL.1);
+        let grant = Grant {
+            endpoint: Arc::clone(endpoint),
+            name: allowed.name.as_str().into(),
+            rule: Arc::clone(&allowed.rule),
+            addresses,
+            ports: egress.ports.clone(),
+            ttl: Duration::from_secs(u64::from(ttl)),
+        };
+        if self.grants.len() >= GRANTS_MAX || !self.open_peer(allowed.asked.client.peer.ip()) {
+            return self.fail(allowed, "overload", now);
+        }
+        self.next_id += 1;
+        let (ticket, deadline) = (self.next_id, now + GRANT_WAIT);
+        self.timers.insert((deadline, Timer::Grant(ticket)));
+        self.grants.insert(ticket, Granting { allowed, answer, age, deadline });
+        self.actions.push(Action::Grant { ticket, grant });
+    }
+
+    pub(super) fn send(&mut self, allowed: Allowed, answer: &Answer, age: u32, now: Instant) {
+        let vetted = Vetted::new(answer, &allowed.rule);
+        // A client must ask again before the grant of a direct flow ends.
+        let ttl_max = direct_egress(&allowed.rule).map_or(u32::MAX, |_| GRANT_TTL.1);
+        let Allowed { asked, peer, rule, .. } = allowed;
+        let keep = |record: &Record| vetted.keeps(record);
+        let bytes = asked.query.answer(answer, age, ttl_max, asked.client.transport, keep);
+        self.finish(asked, &peer, Outcome::allow("rule", rule), bytes, now);
+    }
+
+    /// SERVFAIL, for a reason that is no rule's.
+    pub(super) fn fail(&mut self, allowed: Allowed, reason: &'static str, now: Instant) {
+        let bytes = allowed.asked.query.refuse(ResponseCode::ServFail);
+        let Allowed { asked, peer, rule, .. } = allowed;
+        tracing::debug!(target: "dns", name = %asked.query.question.name(), reason, "answered SERVFAIL");
+        self.finish(asked, &peer, Outcome::allow(reason, rule), bytes, now);
+    }
+
+    pub(super) fn refuse(&mut self, asked: Asked, now: Instant) {
+        let bytes = asked.query.refuse(ResponseCode::Refused);
+        self.finish(asked, &Peer::Stranger, Outcome::block("unknown_peer", None), bytes, now);
+    }
+
+    pub(super) fn finish(&mut self, asked: Asked, peer: &Peer, outcome: Outcome, bytes: Option<Vec<u8>>, now: Instant) {
+        let Asked { query, client, arrival } = asked;
+        match outcome.verdict {
+            Verdict::Allow => self.counters.allowed += 1,
+            Verdict::Block => self.counters.blocked += 1,
+        }
+        let name = query.question.name();
+        let host = match HostName::parse(&name.to_ascii()) {
+            Ok(name) => name.as_str().into(),
+            Err(_) => name.to_ascii().into_boxed_str(),
+        };
+        tracing::debug!(
+            target: "dns", peer = %client.peer.ip(), %host, record_type = %query.record_type(),
+            rule = outcome.rule.as_ref().map_or("default", |rule| &rule.id), reason = outcome.reason,
+            "{}", if outcome.verdict == Verdict::Allow { "allowed" } else { "blocked" }
+        );
+        self.events.record(Event {
+            endpoint: peer.endpoint().cloned(),
+            peer: Some(client.peer.ip().to_canonical()),
+            rule: outcome.rule,
+            host: Some(host),
+            protocol: Some(client.transport.name()),
+            record_type: Some(type_text(query.record_type())),
+            duration_us: u64::try_from(now.saturating_duration_since(arrival).as_micros()).ok(),
+            ..Event::new(Layer::Dns, outcome.verdict, outcome.reason)
+        });
+        // An answer that cannot be written (records that do not encode) is a failure like any other.
+        if let Some(bytes) = bytes.or_else(|| query.refuse(ResponseCode::ServFail)) {
+            self.actions.push(Action::Reply { client, bytes });
+        }
+    }
+}
+
+/// The addresses of an answer under the private-address rule of one asker.
+struct Vetted {
+    allow_private: bool,
+    found: usize,
+    passed: usize,
+}
+
+impl Vetted {
+    fn new(answer: &Answer, rule: &Rule) -> Self {
+        let allow_private = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
+        let mut vetted = Vetted { allow_private, found: 0, passed: 0 };
+        for address in answer.addresses() {
+            vetted.found += 1;
+            vetted.passed += usize::from(vetted.passes(address));
+        }
+        vetted
+    }
+
+    fn passes(&self, address: IpAddr) -> bool {
+        self.allow_private || special_purpose(address).is_none()
+    }
+
+    fn all_stripped(&self) -> bool {
+        self.found > 0 && self.passed == 0
+    }
+
+    fn keeps(&self, record: &Record) -> bool {
+        match answer::address(record) {
+            Some(address) => self.passes(address),
+            // A signature over a set that has lost members proves nothing any more.
+            None => {
+                let signs = matches!(answer::covered(record), Some(RecordType::A | RecordType::AAAA));
+                !(signs && self.passed < self.found)
+            }
+        }
+    }
+}
+
+fn direct_egress(rule: &Rule) -> Option<&Egress> {
+    rule.egress.as_ref().filter(|egress| egress.mode == EgressMode::DirectIp)
+}
