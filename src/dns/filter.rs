@@ -15,7 +15,7 @@ use super::cache::Key;
 use super::message::{Query, type_text};
 
 /// Asks the rules: [`RuleSet::decide`], or a stand-in in tests.
-pub(super) type Judge = Box<dyn Fn(&RuleSet, &Context<'_>) -> Decision + Send>;
+pub type Judge = Box<dyn Fn(&RuleSet, &Context<'_>) -> Decision + Send>;
 
 /// What becomes of a question.
 pub(super) enum Judgement {

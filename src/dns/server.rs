@@ -95,7 +95,12 @@ impl DnsServer {
         Self::start_judging(config, links, poll, mailbox, initial, Box::new(RuleSet::decide))
     }
 
-    pub(super) fn start_judging(
+    /// As [`DnsServer::start`], with another judge in the place of [`RuleSet::decide`]: for tests of the wire.
+    ///
+    /// # Errors
+    /// As [`DnsServer::start`].
+    #[doc(hidden)]
+    pub fn start_judging(
         config: DnsConfig,
         links: DnsLinks,
         poll: Poll,
