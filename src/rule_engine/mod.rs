@@ -15,6 +15,7 @@
 
 mod check;
 mod condition;
+mod command;
 mod context;
 mod definitions;
 mod expression;
@@ -32,6 +33,7 @@ mod ruleset;
 mod source;
 mod yaml;
 
+pub use command::RuleEngineCommand;
 pub use context::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
 pub use guarded::Guard;
 pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_report, load, load_sources};

@@ -1,0 +1,250 @@
+//! The route table, and the waiting room: which request waits for whom, until when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::daemon::control::ControlMessage;
+use crate::daemon::{Snapshot, Subsystem};
+use crate::event_loop::{Address, Reply, SendError};
+use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request, Response, Ticket, container_of_peer};
+
+use super::call::{Call, decoded};
+use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
+use super::respond::failed;
+use super::{bridge, dns, health, network, proxy, rules};
+
+/// The beginning of every path of this API.
+const PREFIX: &str = "/api/v1";
+/// Digits of a container's id that are shown, as Docker shows them.
+const SHORT_ID: usize = 12;
+
+/// What a route does with a call; `Err` is an answer too.
+type Handle = fn(&mut Api, Call) -> Result<Answer, Response>;
+
+/// A resource: each has one method.
+enum Route {
+    Get(Handle),
+    Post(Handle),
+}
+
+/// A request that waits.
+struct Waiting {
+    until: Instant,
+    limit: Duration,
+    on: On,
+}
+
+enum On {
+    /// The owner's answer.
+    Owner(Subsystem),
+    /// The pings that are still out, and all that were sent.
+    Pings { out: BTreeSet<Subsystem>, asked: BTreeSet<Subsystem> },
+}
+
+/// The operator API without its sockets.
+pub(super) struct Api {
+    pub(super) config: HostApiConfig,
+    pub(super) links: HostApiLinks,
+    pub(super) snapshot: Arc<Snapshot>,
+    waiting: BTreeMap<Ticket, Waiting>,
+}
+
+impl Api {
+    pub(super) fn new(config: HostApiConfig, links: HostApiLinks, snapshot: Arc<Snapshot>) -> Self {
+        Api { config, links, snapshot, waiting: BTreeMap::new() }
+    }
+
+    pub(super) fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+    }
+
+    pub(super) fn control(&self) -> &Address<ControlMessage> {
+        &self.links.control
+    }
+
+    /// The route table.
+    fn route(&self, method: &str, path: &str) -> Option<Route> {
+        Some(match path.strip_prefix(PREFIX)? {
+            // `evaluate` and `test` are ids that a rule may have.
+            rule if method != "POST" && self.has_rule(rule) => Route::Get(rules::show),
+            "/bridge" => Route::Get(bridge::status),
+            "/bridge/up" => Route::Post(bridge::up),
+            "/bridge/down" => Route::Post(bridge::down),
+            "/network" => Route::Get(network::status),
+            "/networks" => Route::Get(network::list),
+            "/network/config" => Route::Get(network::config),
+            "/network/create" => Route::Post(network::create),
+            "/network/destroy" => Route::Post(network::destroy),
+            "/rules" => Route::Get(rules::list),
+            "/rules/reload" => Route::Post(rules::reload),
+            "/rule/test" => Route::Post(rules::test),
+            "/dns" => Route::Get(dns::status),
+            "/dns/cache" => Route::Get(dns::cache),
+            "/dns/cache/flush" => Route::Post(dns::flush),
+            "/proxy" => Route::Get(proxy::status),
+            "/health" => Route::Get(health::health),
+            "/ready" => Route::Get(health::ready),
+            rule if rule_id(rule).is_some() => Route::Get(rules::show),
+            _ => return None,
+        })
+    }
+
+    fn has_rule(&self, path: &str) -> bool {
+        rule_id(path).is_some_and(|id| self.snapshot.rules.rules().iter().any(|rule| *rule.id == *id))
+    }
+
+    fn serve(&mut self, request: Request, ticket: Ticket) -> Result<Answer, Response> {
+        let route = self
+            .route(&request.method, &request.path)
+            .ok_or_else(|| failed(404, format!("no such resource: {}", request.path)))?;
+        let (handle, allowed) = match (route, &*request.method) {
+            (Route::Get(handle), "GET" | "HEAD") => (Some(handle), ""),
+            (Route::Post(handle), "POST") => (Some(handle), ""),
+            (Route::Get(_), _) => (None, "GET, HEAD"),
+            (Route::Post(_), _) => (None, "POST"),
+        };
+        let Some(handle) = handle else {
+            let message = format!("{} is not for {}; allowed: {allowed}", request.path, request.method);
+            return Err(failed(405, message).with("Allow", allowed));
+        };
+        if &*request.method == "POST" {
+            let Peer { pid, uid, .. } = request.peer;
+            tracing::info!(target: "host_api", uid, pid, "POST {}", request.path);
+        } else {
+            tracing::debug!(target: "host_api", "{} {}", request.method, request.path);
+        }
+        let name = request.path.strip_prefix(PREFIX).and_then(rule_id).unwrap_or("");
+        let name = decoded(name, false).map_err(|error| failed(400, format!("the path has {error}")))?;
+        handle(self, Call { ticket, request, name })
+    }
+
+    /// Sends a command to the owner of the state. Its answer is formatted by this thread; without one within `limit`
+    /// the request is answered with 503.
+    pub(super) fn ask<C, T: Send + 'static>(
+        &mut self,
+        ticket: Ticket,
+        (owner, address): (Subsystem, &Address<C>),
+        limit: Duration,
+        command: impl FnOnce(Reply<T>) -> C,
+        format: impl FnOnce(T) -> Response + Send + 'static,
+    ) -> Result<Answer, Response> {
+        let own = self.links.own.clone();
+        let reply = Reply::new(move |answer| {
+            // A full mailbox loses the answer; the request then ends by its own deadline.
+            let _ = own.send(HostApiCommand::Answer(ticket, Late::new(move || format(answer))));
+        });
+        address.send(command(reply)).map_err(|error| undelivered(owner, &error))?;
+        self.waiting.insert(ticket, Waiting { until: Instant::now() + limit, limit, on: On::Owner(owner) });
+        Ok(Answer::Later)
+    }
+
+    /// Pings; whoever could not be reached is in none of the sets but in the answer.
+    pub(super) fn wait_for_pings(
+        &mut self,
+        ticket: Ticket,
+        out: BTreeSet<Subsystem>,
+        asked: BTreeSet<Subsystem>,
+        limit: Duration,
+    ) -> Answer {
+        self.waiting.insert(ticket, Waiting { until: Instant::now() + limit, limit, on: On::Pings { out, asked } });
+        Answer::Later
+    }
+
+    /// A ping came back; the answer when it was the last one.
+    pub(super) fn alive(&mut self, ticket: Ticket, subsystem: Subsystem) -> Option<Response> {
+        let Some(Waiting { on: On::Pings { out, asked }, .. }) = self.waiting.get_mut(&ticket) else {
+            return None;
+        };
+        out.remove(&subsystem);
+        if !out.is_empty() {
+            return None;
+        }
+        let response = health::healthy(asked);
+        self.waiting.remove(&ticket);
+        Some(response)
+    }
+
+    /// An owner's answer came: true when the request still waits for it.
+    pub(super) fn settle(&mut self, ticket: Ticket) -> bool {
+        self.waiting.remove(&ticket).is_some()
+    }
+
+    /// The next moment at which [`Api::overdue`] has something to say.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.waiting.values().map(|waiting| waiting.until).min()
+    }
+
+    /// The answers of requests that waited too long.
+    pub(super) fn overdue(&mut self, now: Instant) -> Vec<(Ticket, Response)> {
+        if self.next_deadline().is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let late: Vec<Ticket> =
+            self.waiting.iter().filter(|(_, waiting)| waiting.until <= now).map(|(ticket, _)| *ticket).collect();
+        late.into_iter()
+            .filter_map(|ticket| {
+                let waiting = self.waiting.remove(&ticket)?;
+                Some((ticket, too_late(&waiting)))
+            })
+            .collect()
+    }
+}
+
+impl Handler for Api {
+    fn admit(&mut self, peer: &Peer) -> Admission {
+        let message = match container_of_peer(*peer) {
+            PeerContainer::Own => return Admission::Serve { key: u64::from(peer.uid) },
+            PeerContainer::Other(id) => {
+                let short: String = id.chars().take(SHORT_ID).collect();
+                format!("a process of container {short} may not use the operator API")
+            }
+            PeerContainer::Unknown => "it cannot be told which container this process belongs to: it has ended, or \
+                                       outcalld runs in a pid namespace that does not show it"
+                .to_owned(),
+        };
+        tracing::warn!(target: "host_api", uid = peer.uid, pid = peer.pid, "refused: {message}");
+        Admission::Refuse { status: 403, message }
+    }
+
+    fn request(&mut self, request: Request, ticket: Ticket) -> Answer {
+        self.serve(request, ticket).unwrap_or_else(Answer::Now)
+    }
+
+    fn refusal(&mut self, status: u16, message: &str) -> Response {
+        failed(status, message)
+    }
+
+    fn gone(&mut self, ticket: Ticket) {
+        self.waiting.remove(&ticket);
+    }
+
+    fn accept_failed(&mut self, error: &std::io::Error) {
+        tracing::warn!(target: "host_api", "cannot accept connections: {error}; trying on");
+    }
+}
+
+/// ID of `/rule/ID`.
+fn rule_id(path: &str) -> Option<&str> {
+    path.strip_prefix("/rule/").filter(|id| !id.is_empty() && !id.contains('/'))
+}
+
+fn undelivered<C>(owner: Subsystem, error: &SendError<C>) -> Response {
+    match error {
+        SendError::Full(_) => failed(503, format!("{owner} is busy: its mailbox is full; try again")),
+        SendError::Closed(_) => failed(503, format!("{owner} has ended; is outcalld stopping?")),
+    }
+}
+
+fn too_late(waiting: &Waiting) -> Response {
+    let seconds = waiting.limit.as_secs();
+    match &waiting.on {
+        On::Owner(owner) => {
+            failed(503, format!("{owner} did not answer within {seconds} s; what was asked may still happen"))
+        }
+        On::Pings { out, .. } => {
+            let names: Vec<&str> = out.iter().map(|subsystem| subsystem.name()).collect();
+            failed(503, format!("no answer within {seconds} s from: {}", names.join(", ")))
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `/health`: does every thread answer? `/ready`: does every part work?
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::api::{Envelope, Health, PartState, Ready};
+use crate::bridge::BridgeCommand;
+use crate::daemon::Subsystem;
+use crate::dns::DnsCommand;
+use crate::docker_manager::DockerCommand;
+use crate::event_loop::{Address, Reply};
+use crate::proxy::ProxyCommand;
+use crate::rule_engine::RuleEngineCommand;
+use crate::unix_http::{Answer, Response, Ticket};
+
+use super::api::Api;
+use super::call::Call;
+use super::links::HostApiCommand;
+use super::respond::{json, ok};
+
+/// A loop that does not get to its mailbox within this is stuck.
+const PING_LIMIT: Duration = Duration::from_secs(1);
+
+pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
+    call.query([])?;
+    let mut asked =
+        BTreeSet::from([Subsystem::Bridge, Subsystem::DockerManager, Subsystem::Dns, Subsystem::RuleEngine]);
+    let (ticket, links) = (call.ticket, &api.links);
+    let own = &links.own;
+    // A ping that cannot be delivered stays out, and so is named when the time is over.
+    ping(own, ticket, Subsystem::Bridge, &links.bridge, BridgeCommand::Ping);
+    ping(own, ticket, Subsystem::DockerManager, &links.docker, DockerCommand::Ping);
+    ping(own, ticket, Subsystem::Dns, &links.dns, DnsCommand::Ping);
+    ping(own, ticket, Subsystem::RuleEngine, &links.rule_engine, RuleEngineCommand::Ping);
+    if let Some(proxy) = &links.proxy {
+        asked.insert(Subsystem::Proxy);
+        ping(own, ticket, Subsystem::Proxy, proxy, ProxyCommand::Ping);
+    }
+    Ok(api.wait_for_pings(ticket, asked.clone(), asked, PING_LIMIT))
+}
+
+fn ping<C>(
+    own: &Address<HostApiCommand>,
+    ticket: Ticket,
+    subsystem: Subsystem,
+    address: &Address<C>,
+    command: fn(Reply<()>) -> C,
+) {
+    let own = own.clone();
+    let reply = Reply::new(move |()| {
+        let _ = own.send(HostApiCommand::Alive(ticket, subsystem));
+    });
+    let _ = address.send(command(reply));
+}
+
+/// The answer when all pings came back: this thread is alive too.
+pub(super) fn healthy(asked: &BTreeSet<Subsystem>) -> Response {
+    let alive = asked.iter().chain([&Subsystem::HostApi]);
+    ok(Health { healthy: true, subsystems: alive.map(|subsystem| subsystem.name().to_owned()).collect() })
+}
+
+pub(super) fn ready(api: &mut Api, call: Call) -> Result<Answer, Response> {
+    call.query([])?;
+    let readiness = &api.links.readiness;
+    let parts = readiness
+        .parts()
+        .into_iter()
+        .map(|(name, state)| (name.to_owned(), PartState { ok: state.is_ok(), reason: state.err() }))
+        .collect();
+    Ok(Answer::Now(readiness_response(Ready { ready: true, parts, warnings: readiness.warnings() })))
+}
+
+/// 200 when every part works, else 503 with the reasons in the error and the parts in the data.
+fn readiness_response(mut state: Ready) -> Response {
+    let missing: Vec<String> = state
+        .parts
+        .iter()
+        .filter(|(_, part)| !part.ok)
+        .map(|(name, part)| format!("{name}: {}", part.reason.as_deref().unwrap_or("no reason given")))
+        .collect();
+    if missing.is_empty() {
+        return ok(state);
+    }
+    state.ready = false;
+    let error = format!("not ready: {}", missing.join("; "));
+    json(503, &Envelope { success: false, data: Some(state), error: Some(error) })
+}

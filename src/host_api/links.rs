@@ -1,0 +1,70 @@
+//! What the thread is given, and the commands it takes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::bridge::BridgeCommand;
+use crate::daemon::control::ControlMessage;
+use crate::daemon::{Readiness, Snapshot, Subsystem};
+use crate::dns::DnsCommand;
+use crate::docker_manager::DockerCommand;
+use crate::event_loop::{Address, Reply};
+use crate::proxy::ProxyCommand;
+use crate::rule_engine::RuleEngineCommand;
+use crate::unix_http::{Response, Ticket};
+
+/// The operator API's settings.
+#[derive(Clone, Debug)]
+pub struct HostApiConfig {
+    /// `--socket`
+    pub socket: PathBuf,
+    /// `--subnet-block`, as `network/config` shows it.
+    pub subnet_block: String,
+}
+
+/// Whom the operator API asks.
+pub struct HostApiLinks {
+    /// Told which generation is worked by.
+    pub control: Address<ControlMessage>,
+    /// Owner of links and tables.
+    pub bridge: Address<BridgeCommand>,
+    /// Owner of networks.
+    pub docker: Address<DockerCommand>,
+    /// Owner of the DNS filter and its cache.
+    pub dns: Address<DnsCommand>,
+    /// Owner of the proxy; `None` with `--no-proxy`.
+    pub proxy: Option<Address<ProxyCommand>>,
+    /// Loads and tests rules.
+    pub rule_engine: Address<RuleEngineCommand>,
+    /// What `/ready` says.
+    pub readiness: Readiness,
+    /// This thread's own mailbox: answers come back through it.
+    pub own: Address<HostApiCommand>,
+}
+
+/// What the operator API's thread is told.
+pub enum HostApiCommand {
+    /// Work by this snapshot.
+    Snapshot(Arc<Snapshot>),
+    /// An owner's answer to the request that holds this ticket.
+    Answer(Ticket, Late),
+    /// A subsystem answered the health check that holds this ticket.
+    Alive(Ticket, Subsystem),
+    /// Answered at once by a living thread.
+    Ping(Reply<()>),
+    /// Finish: no new connections, what is under way within 3 s.
+    Stop,
+}
+
+/// An answer that is formatted by the operator API's own thread, so that no enforcing thread writes JSON.
+pub struct Late(Box<dyn FnOnce() -> Response + Send>);
+
+impl Late {
+    pub(super) fn new(format: impl FnOnce() -> Response + Send + 'static) -> Self {
+        Late(Box::new(format))
+    }
+
+    pub(super) fn response(self) -> Response {
+        (self.0)()
+    }
+}
