@@ -27,6 +27,10 @@ impl Call {
     /// The body as JSON; an empty one is `{}`. Unknown fields are refused by the types.
     pub(super) fn body<T: DeserializeOwned>(&self) -> Result<T, Response> {
         let body: &[u8] = if self.request.body.is_empty() { b"{}" } else { &self.request.body };
+        // serde would take a list for a struct, field by field; the API takes objects only.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(failed(400, "the body of this request is no JSON object"));
+        }
         serde_json::from_slice(body).map_err(|error| failed(400, format!("the body of this request is wrong: {error}")))
     }
 

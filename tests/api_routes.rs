@@ -1,0 +1,454 @@
+//! Every route of the operator API against owners played by test threads: statuses, envelope and exact JSON.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll};
+use outcall::api;
+use outcall::bridge::BridgeCommand;
+use outcall::daemon::control::ControlMessage;
+use outcall::daemon::{Readiness, Snapshot, Subsystem};
+use outcall::dns::DnsCommand;
+use outcall::docker_manager::{Directory, DockerCommand, DockerFailure};
+use outcall::event_loop::{Address, mailbox, reply_channel};
+use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
+use outcall::proxy::ProxyCommand;
+use outcall::rule_engine::{RuleEngineCommand, RuleSet};
+use serde_json::{Value, json};
+
+/// An owner played by a thread: `answer` gets each command and gives `true` to end.
+fn owner<C: Send + 'static>(mut answer: impl FnMut(C) -> bool + Send + 'static) -> (Address<C>, JoinHandle<()>) {
+    let mut poll = Poll::new().unwrap();
+    let (address, inbox) = mailbox(&poll, 16).unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut events = Events::with_capacity(4);
+        loop {
+            poll.poll(&mut events, None).unwrap();
+            while let Some(command) = inbox.take() {
+                if answer(command) {
+                    return;
+                }
+            }
+        }
+    });
+    (address, thread)
+}
+
+fn bridge_status(up: bool) -> api::BridgeStatus {
+    api::BridgeStatus {
+        name: "outcall0".to_owned(),
+        up,
+        index: up.then_some(12),
+        nftables_active: up,
+        nftables: if up { "active" } else { "inactive" }.to_owned(),
+    }
+}
+
+fn bridge(command: BridgeCommand) -> bool {
+    match command {
+        BridgeCommand::Status(reply) => reply.send(bridge_status(true)),
+        BridgeCommand::Up(reply) => reply.send(Err("cannot make outcall0: CAP_NET_ADMIN is missing".to_owned())),
+        BridgeCommand::Down(reply) => reply.send(Ok(bridge_status(false))),
+        BridgeCommand::Ping(reply) => reply.send(()),
+        BridgeCommand::Stop(_) => return true,
+        _ => {}
+    }
+    false
+}
+
+fn docker(command: DockerCommand) -> bool {
+    match command {
+        DockerCommand::CreateNetwork(wish, reply) => {
+            let name = wish.name.unwrap_or_else(|| "default".to_owned());
+            reply.send(if name == "taken" {
+                Err(DockerFailure { status: 409, message: "10.200.1.0/24 overlaps docker network x".to_owned() })
+            } else {
+                Ok(api::NetworkCreated {
+                    network_id: "abc".to_owned(),
+                    created: name != "old",
+                    name: format!("outcall-{name}"),
+                    subnet: "10.200.1.0/24".to_owned(),
+                    gateway: "10.200.1.1".to_owned(),
+                })
+            });
+        }
+        DockerCommand::DestroyNetwork(select, reply) => {
+            let name = format!("outcall-{}", select.name.unwrap_or_else(|| "default".to_owned()));
+            reply.send(Ok(api::NetworkDestroyed { name, destroyed: true }));
+        }
+        DockerCommand::Network(select, reply) => reply.send(Ok(network(&select.name.unwrap_or_default()))),
+        DockerCommand::Networks(reply) => reply.send(Ok(vec![network("default")])),
+        DockerCommand::Ping(reply) => reply.send(()),
+        DockerCommand::Stop => return true,
+        DockerCommand::Identify(_) => {}
+        #[allow(unreachable_patterns)] // commands of later issues are not for this file
+        _ => {}
+    }
+    false
+}
+
+fn network(name: &str) -> api::NetworkStatus {
+    api::NetworkStatus {
+        exists: true,
+        network_id: Some("abc".to_owned()),
+        name: format!("outcall-{name}"),
+        subnet: Some("10.200.0.0/24".to_owned()),
+        gateway: Some("10.200.0.1".to_owned()),
+        bridge: Some("outcall0".to_owned()),
+        containers: vec![api::AttachedContainer { name: "writer-1".to_owned(), ipv4_address: "10.200.0.2".to_owned() }],
+    }
+}
+
+fn dns(command: DnsCommand) -> bool {
+    let stats = api::DnsCacheStats { entries: 1, max_entries: 10_000, hits: 2, misses: 3, evictions: 0 };
+    match command {
+        DnsCommand::Status(reply) => reply.send(api::DnsStatus {
+            running: true,
+            listen_address: "0.0.0.0".to_owned(),
+            listen_port: 53,
+            upstreams: vec!["192.0.2.1:53".to_owned()],
+            cache_entries: 1,
+            queries_total: 5,
+            queries_allowed: 3,
+            queries_blocked: 2,
+        }),
+        DnsCommand::Cache(reply) => reply.send(api::DnsCache {
+            stats,
+            entries: vec![api::DnsCacheEntry {
+                hostname: "example.com".to_owned(),
+                record_type: "A".to_owned(),
+                ttl_remaining_secs: 60,
+                cached_at: "2026-11-24T00:00:00Z".to_owned(),
+            }],
+        }),
+        DnsCommand::Flush(reply) => reply.send(7),
+        DnsCommand::Ping(reply) => reply.send(()),
+        DnsCommand::Stop => return true,
+        _ => {}
+    }
+    false
+}
+
+fn proxy(command: ProxyCommand) -> bool {
+    match command {
+        ProxyCommand::Status(reply) => reply.send(api::ProxyStatus {
+            running: true,
+            listen_address: "0.0.0.0:8080".to_owned(),
+            proxy_url: "http://10.200.0.1:8080".to_owned(),
+            active_connections: 1,
+            total_requests: 2,
+            total_blocked: 1,
+        }),
+        // A proxy that is stuck: its pings are kept and never answered.
+        ProxyCommand::Ping(reply) => std::mem::forget(reply),
+        ProxyCommand::Stop => return true,
+        _ => {}
+    }
+    false
+}
+
+fn rule_engine(command: RuleEngineCommand) -> bool {
+    match command {
+        RuleEngineCommand::Reload(reply) => {
+            reply.send(Err(vec![
+                "a.yaml:3: rule x: unknown action `alow`".to_owned(),
+                "b.yaml:1: no version".to_owned(),
+            ]));
+        }
+        RuleEngineCommand::Test(question, reply) => {
+            let error = (question.expression != "true").then(|| "syntax error".to_owned());
+            reply.send(api::RuleTested { result: error.is_none().then_some(true), error });
+        }
+        RuleEngineCommand::Ping(reply) => reply.send(()),
+        RuleEngineCommand::Stop => return true,
+    }
+    false
+}
+
+struct World {
+    directory: PathBuf,
+    socket: PathBuf,
+    own: Address<HostApiCommand>,
+    readiness: Readiness,
+    stops: Vec<Box<dyn FnOnce()>>,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+    acknowledged: crossbeam_channel::Receiver<u64>,
+}
+
+fn links(
+    with_proxy: bool,
+    own: Address<HostApiCommand>,
+    stops: &mut Vec<Box<dyn FnOnce()>>,
+    acknowledged: crossbeam_channel::Sender<u64>,
+) -> HostApiLinks {
+    let (control, control_thread) = owner(move |message| match message {
+        ControlMessage::Acknowledged { subsystem: Subsystem::HostApi, generation } => {
+            acknowledged.send(generation).unwrap();
+            false
+        }
+        ControlMessage::Ended { .. } => true,
+        _ => false,
+    });
+    let (bridge, bridge_thread) = owner(bridge);
+    let (docker, docker_thread) = owner(docker);
+    let (dns, dns_thread) = owner(dns);
+    let (rule_engine, rule_thread) = owner(rule_engine);
+    let (proxy, proxy_thread) = owner(proxy);
+    let links = HostApiLinks {
+        control: control.clone(),
+        bridge: bridge.clone(),
+        docker: docker.clone(),
+        dns: dns.clone(),
+        proxy: with_proxy.then(|| proxy.clone()),
+        rule_engine: rule_engine.clone(),
+        readiness: Readiness::default(),
+        own,
+    };
+    stops.push(Box::new(move || {
+        let ended = ControlMessage::Ended { subsystem: Subsystem::HostApi, outcome: Ok(()) };
+        assert!(control.send(ended).is_ok());
+        assert!(bridge.send(BridgeCommand::Stop(outcall::bridge::StopMode::Keep)).is_ok());
+        assert!(docker.send(DockerCommand::Stop).is_ok());
+        assert!(dns.send(DnsCommand::Stop).is_ok());
+        assert!(rule_engine.send(RuleEngineCommand::Stop).is_ok());
+        assert!(proxy.send(ProxyCommand::Stop).is_ok());
+        for thread in [control_thread, bridge_thread, docker_thread, dns_thread, rule_thread, proxy_thread] {
+            thread.join().unwrap();
+        }
+    }));
+    links
+}
+
+fn snapshot(generation: u64) -> Arc<Snapshot> {
+    Arc::new(Snapshot {
+        generation,
+        rules: Arc::new(RuleSet::block_all()),
+        directory: Arc::new(Directory::empty(Instant::now())),
+    })
+}
+
+fn scratch() -> PathBuf {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("outcall-api-routes-{}-{number}", std::process::id()))
+}
+
+impl World {
+    fn new(with_proxy: bool) -> Self {
+        let directory = scratch();
+        let socket = directory.join("host.sock");
+        let poll = Poll::new().unwrap();
+        let (own, inbox) = mailbox(&poll, 64).unwrap();
+        let mut stops = Vec::new();
+        let (sender, acknowledged) = crossbeam_channel::bounded(8);
+        let links = links(with_proxy, own.clone(), &mut stops, sender);
+        let readiness = links.readiness.clone();
+        let config = HostApiConfig { socket: socket.clone(), subnet_block: "10.200.0.0/16".to_owned() };
+        let api = HostApi::start(config, links, poll, inbox, snapshot(1)).unwrap();
+        let thread = Some(std::thread::spawn(move || api.run()));
+        World { directory, socket, own, readiness, stops, thread, acknowledged }
+    }
+
+    /// Status, header lines and JSON of one request.
+    fn call(&self, method: &str, path: &str, body: &str) -> (u16, String, Value) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        if method != "HEAD" {
+            assert!(body.ends_with("}\n") && head.contains("Content-Type: application/json"), "{answer}");
+        }
+        (status, head.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    fn data(&self, method: &str, path: &str, body: &str) -> Value {
+        let (status, _, answer) = self.call(method, path, body);
+        assert_eq!((status, &answer["success"]), (200, &Value::Bool(true)), "{path}: {answer}");
+        assert!(answer.get("error").is_none(), "{answer}");
+        answer["data"].clone()
+    }
+
+    fn failure(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let (status, _, answer) = self.call(method, path, body);
+        assert_eq!(answer["success"], Value::Bool(false), "{path}: {answer}");
+        (status, answer["error"].as_str().unwrap().to_owned())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.own.send(HostApiCommand::Stop);
+        let ended = self.thread.take().map(|thread| thread.join());
+        let gone = !self.socket.exists();
+        for stop in self.stops.drain(..) {
+            stop();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+        if !std::thread::panicking() {
+            assert!(matches!(ended, Some(Ok(Ok(())))), "the thread did not end well");
+            assert!(gone, "the socket file stays behind");
+        }
+    }
+}
+
+#[test]
+fn bridge_routes() {
+    let world = World::new(true);
+    let up = json!({"name":"outcall0","up":true,"index":12,"nftables_active":true,"nftables":"active"});
+    let down = json!({"name":"outcall0","up":false,"index":null,"nftables_active":false,"nftables":"inactive"});
+    assert_eq!(world.data("GET", "/api/v1/bridge", ""), up);
+    assert_eq!(world.data("POST", "/api/v1/bridge/down", ""), down);
+    assert_eq!(world.data("POST", "/api/v1/bridge/down", "{}"), down);
+    let (status, error) = world.failure("POST", "/api/v1/bridge/up", "");
+    assert!(status == 500 && error.contains("CAP_NET_ADMIN"), "{error}");
+}
+
+#[test]
+fn network_routes() {
+    let world = World::new(true);
+    let one = json!({"exists":true,"network_id":"abc","name":"outcall-x","subnet":"10.200.0.0/24","gateway":"10.200.0.1",
+        "bridge":"outcall0","containers":[{"name":"writer-1","ipv4_address":"10.200.0.2"}]});
+    assert_eq!(world.data("GET", "/api/v1/network?name=x", ""), one);
+    assert_eq!(world.data("GET", "/api/v1/networks", "").as_array().map(Vec::len), Some(1));
+    assert_eq!(world.data("GET", "/api/v1/network/config", ""), json!({"subnet_block":"10.200.0.0/16"}));
+    let (status, _, made) = world.call("POST", "/api/v1/network/create", r#"{"name":"x"}"#);
+    assert_eq!(status, 201);
+    let expected =
+        json!({"network_id":"abc","name":"outcall-x","subnet":"10.200.1.0/24","gateway":"10.200.1.1","created":true});
+    assert_eq!(made["data"], expected);
+    assert_eq!(world.data("POST", "/api/v1/network/create", r#"{"name":"old"}"#)["created"], false);
+    let (status, error) = world.failure("POST", "/api/v1/network/create", r#"{"name":"taken"}"#);
+    assert!(status == 409 && error.contains("overlaps"), "{error}");
+    assert_eq!(world.data("POST", "/api/v1/network/destroy", ""), json!({"name":"outcall-default","destroyed":true}));
+}
+
+#[test]
+fn dns_and_proxy_routes() {
+    let world = World::new(true);
+    let stats = json!({"entries":1,"max_entries":10000,"hits":2,"misses":3,"evictions":0});
+    let entry =
+        json!({"hostname":"example.com","record_type":"A","ttl_remaining_secs":60,"cached_at":"2026-11-24T00:00:00Z"});
+    assert_eq!(world.data("GET", "/api/v1/dns/cache", ""), stats);
+    assert_eq!(world.data("GET", "/api/v1/dns/cache?entries=true", ""), json!({"stats":stats,"entries":[entry]}));
+    assert_eq!(world.failure("GET", "/api/v1/dns/cache?entries=maybe", "").0, 400);
+    assert_eq!(world.data("POST", "/api/v1/dns/cache/flush", ""), json!({"entries_flushed":7}));
+    assert_eq!(world.data("GET", "/api/v1/dns", "")["queries_blocked"], 2);
+    assert_eq!(world.data("GET", "/api/v1/proxy", "")["proxy_url"], "http://10.200.0.1:8080");
+    let without = World::new(false);
+    assert_eq!(without.data("GET", "/api/v1/proxy", "")["running"], false);
+}
+
+#[test]
+fn rule_routes() {
+    let world = World::new(true);
+    assert_eq!(world.data("GET", "/api/v1/rules", ""), json!([]));
+    let (status, error) = world.failure("GET", "/api/v1/rule/allow%2Dx", "");
+    assert!(status == 404 && error.contains("`allow-x`"), "{error}");
+    let (status, error) = world.failure("POST", "/api/v1/rules/reload", "");
+    assert!(status == 422 && error.contains("a.yaml:3") && error.contains("b.yaml:1"), "{error}");
+    let tested = world.data("POST", "/api/v1/rule/test", r#"{"expression":"true","context":{}}"#);
+    assert_eq!(tested, json!({"result":true,"error":null}));
+    let tested = world.data("POST", "/api/v1/rule/test", r#"{"expression":"((","context":{"http":{"host":"a"}}}"#);
+    assert_eq!(tested, json!({"result":null,"error":"syntax error"}));
+}
+
+#[test]
+fn malformed_requests_say_what_is_wrong() {
+    let world = World::new(true);
+    let (status, error) = world.failure("POST", "/api/v1/network/create", r#"{"nmae":"x"}"#);
+    assert!(status == 400 && error.contains("`nmae`"), "{error}");
+    assert_eq!(world.failure("POST", "/api/v1/network/create", "{").0, 400);
+    assert_eq!(world.failure("POST", "/api/v1/network/create", "[]").0, 400);
+    let (status, error) = world.failure("POST", "/api/v1/bridge/down", r#"{"force":true}"#);
+    assert!(status == 400 && error.contains("`force`"), "{error}");
+    let (status, error) = world.failure("GET", "/api/v1/bridge?verbose=1", "");
+    assert!(status == 400 && error.contains("`verbose`"), "{error}");
+    assert_eq!(world.failure("POST", "/api/v1/rule/test", "{}").0, 400);
+    let (status, error) = world.failure("POST", "/api/v1/rule/test", &format!("{{\"a\":\"{}\"}}", "x".repeat(70_000)));
+    assert!(status == 413 && error.contains("65536"), "{error}");
+}
+
+#[test]
+fn unknown_resources_and_methods() {
+    let world = World::new(true);
+    for path in ["/", "/api/v1", "/api/v1/", "/api/v1/bridges", "/api/v1/bridge/", "/api/v2/bridge", "/api/v1/rule/"] {
+        assert_eq!(world.failure("GET", path, "").0, 404, "{path}");
+    }
+    let (status, head, _) = world.call("POST", "/api/v1/bridge", "");
+    assert!(status == 405 && head.contains("Allow: GET, HEAD\r\n"), "{head}");
+    let (status, head, _) = world.call("GET", "/api/v1/rules/reload", "");
+    assert!(status == 405 && head.contains("Allow: POST\r\n"), "{head}");
+    let (status, head, answer) = world.call("HEAD", "/api/v1/bridge", "");
+    assert!(status == 200 && head.contains("Content-Length: ") && answer.is_null(), "{head}");
+}
+
+#[test]
+fn health_names_the_thread_that_does_not_answer() {
+    let world = World::new(false);
+    assert_eq!(
+        world.data("GET", "/api/v1/health", ""),
+        json!({"healthy":true,"subsystems":["bridge","rule_engine","docker_manager","dns","host_api"]})
+    );
+    let stuck = World::new(true);
+    let begun = Instant::now();
+    let (status, error) = stuck.failure("GET", "/api/v1/health", "");
+    assert_eq!((status, error.as_str()), (503, "no answer within 1 s from: proxy"));
+    assert!(begun.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn ready_lists_parts_and_warnings() {
+    let world = World::new(true);
+    world.readiness.set("bridge", Ok(()));
+    world.readiness.warn("x", Some("container y is also on an unmanaged network".to_owned()));
+    let ready = world.data("GET", "/api/v1/ready", "");
+    assert_eq!(ready["ready"], true);
+    assert_eq!(ready["parts"]["bridge"], json!({"ok":true}));
+    assert_eq!(ready["warnings"], json!(["container y is also on an unmanaged network"]));
+    world.readiness.set("docker", Err("connect: no such file".to_owned()));
+    let (status, _, answer) = world.call("GET", "/api/v1/ready", "");
+    assert_eq!((status, &answer["success"]), (503, &Value::Bool(false)));
+    assert_eq!(answer["error"], "not ready: docker: connect: no such file");
+    assert_eq!(answer["data"]["parts"]["docker"], json!({"ok":false,"reason":"connect: no such file"}));
+}
+
+#[test]
+fn a_new_snapshot_is_acknowledged() {
+    let world = World::new(true);
+    assert!(world.own.send(HostApiCommand::Snapshot(snapshot(7))).is_ok());
+    assert_eq!(world.acknowledged.recv_timeout(Duration::from_secs(5)), Ok(7));
+    let (reply, answer) = reply_channel();
+    assert!(world.own.send(HostApiCommand::Ping(reply)).is_ok());
+    assert_eq!(answer.recv_timeout(Duration::from_secs(5)), Ok(()));
+}
+
+#[test]
+fn a_second_daemon_on_the_same_socket_does_not_start() {
+    let world = World::new(true);
+    let poll = Poll::new().unwrap();
+    let (own, inbox) = mailbox(&poll, 4).unwrap();
+    let mut stops = Vec::new();
+    let (sender, _receiver) = crossbeam_channel::bounded(1);
+    let links = links(false, own, &mut stops, sender);
+    let config = HostApiConfig { socket: world.socket.clone(), subnet_block: String::new() };
+    let refusal = match HostApi::start(config, links, poll, inbox, snapshot(1)) {
+        Err(error @ StartError::Socket(_)) => error.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("two daemons on one socket"),
+    };
+    assert!(refusal.starts_with(&format!("another outcalld answers at {}", world.socket.display())), "{refusal}");
+    stops.into_iter().for_each(|stop| stop());
+    assert_eq!(world.data("GET", "/api/v1/bridge", "")["name"], "outcall0");
+}
