@@ -1,5 +1,7 @@
 //! The chunked coding, read strictly and written plainly. RFC 9112 7.1.
 
+use std::io::Write;
+
 use super::scan::section_end;
 use super::{Found, Progress, Refusal};
 
@@ -212,7 +214,8 @@ pub fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
     if data.is_empty() {
         return;
     }
-    out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+    // Writing into a Vec never fails.
+    let _ = write!(out, "{:x}\r\n", data.len());
     out.extend_from_slice(data);
     out.extend_from_slice(b"\r\n");
 }

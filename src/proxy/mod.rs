@@ -1,15 +1,68 @@
 //! The HTTP proxy: absolute-form requests and CONNECT tunnels on one mio loop.
+//!
+//! Owns: the proxy's listeners, client and upstream sockets, the judgement of each request and tunnel by the newest
+//! snapshot, and the refusals that clients see. Does not own: policy ([`crate::rule_engine::RuleSet::decide`]),
+//! names (asked of the DNS thread), HTTP framing ([`crate::http1`]).
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `config` | what the proxy is started with, its caps and times |
+//! | `serve` | the loop: poll, mailbox, accept, timers, snapshots, stop |
+//! | `listeners` | one listening socket for each managed gateway, or the address given |
+//! | `admission` | who is let in, and how many |
+//! | `descriptors` | the file descriptor limit |
+//! | `table`, `deadlines` | sessions by token, and when each is due |
+//! | `leg` | one socket with its buffers |
+//! | `session` | the states of a client connection |
+//! | `request`, `dial`, `exchange`, `tunnel`, `closing` | the steps of those states |
+//! | `judge` | facts of a request, and the verdict on them; sans-I/O |
+//! | `client_hello` | TLS ClientHello; sans-I/O |
+//! | `answer` | the proxy's own responses |
+//! | `report` | events |
 
+mod admission;
+mod answer;
+mod client_hello;
+mod closing;
+mod config;
+mod deadlines;
+mod descriptors;
+mod dial;
+mod exchange;
+mod judge;
+mod leg;
+mod listeners;
+mod report;
+mod request;
+mod serve;
+mod session;
+mod table;
+mod tunnel;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api;
 use crate::daemon::Snapshot;
+use crate::dns::ResolveError;
 use crate::event_loop::Reply;
+
+pub use client_hello::{ClientHello, HelloError, HelloRead, read_client_hello};
+pub use config::{ProxyConfig, ProxyLinks, StartError, Times};
+pub use serve::Proxy;
+pub use table::SessionId;
 
 /// What the proxy thread is asked to do.
 pub enum ProxyCommand {
     /// Work by this snapshot: listeners for its gateways, tunnels it no longer allows closed. Acknowledge it to control.
     Snapshot(Arc<Snapshot>),
+    /// The DNS thread's answer to a question of this proxy.
+    Resolved {
+        /// The session that waits for it.
+        session: SessionId,
+        /// The addresses of the name.
+        result: Result<Vec<IpAddr>, ResolveError>,
+    },
     /// `GET /proxy`.
     Status(Reply<api::ProxyStatus>),
     /// Answered at once by a living thread.

@@ -1,0 +1,110 @@
+//! The proxy's own responses.
+
+use crate::http1::Version;
+
+use super::judge::Refused;
+
+/// What the client is told.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// `X-Outcall-Block-Reason`, for refusals by policy.
+    pub(super) block_reason: Option<Box<str>>,
+    pub(super) content_type: &'static str,
+    pub(super) body: String,
+}
+
+impl Answer {
+    /// A refusal by policy. `what` is what was asked for: a host and port, never a path.
+    pub(super) fn blocked(refused: &Refused, what: &str) -> Self {
+        let id: Box<str> = refused.rule.as_ref().map_or("default".into(), |rule| rule.id.clone());
+        let why = match refused.reason {
+            "rule" => format!("rule {id}"),
+            "default" => "no rule allows it".to_owned(),
+            "private_address" => {
+                format!("the address is a special-purpose one, and rule {id} has no allow_private_ips")
+            }
+            "port_not_in_rule" => format!("rule {id} does not name this port"),
+            reason => format!("{reason} ({id})"),
+        };
+        Answer {
+            status: 403,
+            block_reason: Some(id),
+            content_type: "text/plain",
+            body: format!("Blocked by outcall: {what}: {why}\n"),
+        }
+    }
+
+    /// Somebody the proxy does not serve.
+    pub(super) fn stranger() -> Self {
+        Answer {
+            status: 403,
+            block_reason: Some("default".into()),
+            content_type: "text/plain",
+            body: "Blocked by outcall: this peer is no container of a managed network\n".to_owned(),
+        }
+    }
+
+    /// A failure that is not policy's.
+    pub(super) fn failure(status: u16, text: &str) -> Self {
+        Answer { status, block_reason: None, content_type: "text/plain", body: format!("outcall: {text}\n") }
+    }
+
+    /// `GET /outcall-health`.
+    pub(super) fn health() -> Self {
+        let body = r#"{"status":"ok"}"#.to_owned();
+        Answer { status: 200, block_reason: None, content_type: "application/json", body }
+    }
+
+    /// Appends the response to a request with `method` from a client of `version`.
+    pub(super) fn write(&self, out: &mut Vec<u8>, method: &str, version: Version, keep_alive: bool) {
+        let mut head =
+            format!("HTTP/1.1 {} {}\r\nContent-Type: {}\r\n", self.status, phrase(self.status), self.content_type);
+        if let Some(reason) = &self.block_reason {
+            head.push_str(&format!("X-Outcall-Block-Reason: {reason}\r\n"));
+        }
+        head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
+        head.push_str(match (keep_alive, version) {
+            (false, _) => "Connection: close\r\n",
+            (true, Version::Http10) => "Connection: keep-alive\r\n",
+            (true, Version::Http11) => "",
+        });
+        head.push_str("\r\n");
+        out.extend_from_slice(head.as_bytes());
+        if method != "HEAD" {
+            out.extend_from_slice(self.body.as_bytes());
+        }
+    }
+}
+
+fn phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        403 => "Forbidden",
+        408 => "Request Timeout",
+        431 => "Request Header Fields Too Large",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_its_rule() {
+        let mut out = Vec::new();
+        let refused = Refused { rule: None, reason: "default" };
+        Answer::blocked(&refused, "example.com:80").write(&mut out, "GET", Version::Http11, true);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nX-Outcall-Block-Reason: default\r\nContent-Length: 57\r\n\r\n\
+             Blocked by outcall: example.com:80: no rule allows it\n"
+        );
+    }
+}

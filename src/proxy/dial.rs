@@ -1,0 +1,206 @@
+//! From a name to a connection: resolve, vet each address, connect to the vetted ones in turn.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use mio::net::TcpStream;
+
+use crate::dns::{DnsCommand, ResolveError};
+use crate::event_loop::Reply;
+use crate::events::{Event, Verdict as EventVerdict};
+use crate::names::Host;
+use crate::rule_engine::Rule;
+
+use super::answer::Answer;
+use super::judge::{Refused, Verdict};
+use super::leg::Leg;
+use super::session::{Core, Next, Request, Session, State, Upstream};
+use super::table::Side;
+use super::{ProxyCommand, closing, exchange, report, request, tunnel};
+
+/// Addresses of one name that are judged.
+const ADDRESSES_MAX: usize = 32;
+
+/// Vetted addresses that are tried.
+const TRIES_MAX: usize = 4;
+
+/// A connection in the making.
+pub(super) struct Dialling {
+    request: Box<Request>,
+    /// What is left to try, the next one last.
+    left: Vec<SocketAddr>,
+    what_failed: &'static str,
+}
+
+/// Finds the addresses of an allowed request's host.
+pub(super) fn find(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
+    let name = match &request.facts.host {
+        Host::Address(address) => {
+            let address = *address;
+            return choose(session, core, request, vec![address]);
+        }
+        Host::Name(name) => name.clone(),
+    };
+    let (own, id) = (core.links.own.clone(), session.client.id);
+    let reply = Reply::new(move |result| {
+        // A full mailbox loses the answer: the session's deadline ends it then.
+        let _ = own.send(ProxyCommand::Resolved { session: id, result });
+    });
+    if core.links.dns.send(DnsCommand::Resolve(name, reply)).is_err() {
+        return unresolved(session, core, &request, 502, "the resolver is overloaded");
+    }
+    session.due.set(core.now + core.config.times.resolve);
+    Next::Wait(State::Resolving(request))
+}
+
+/// The DNS thread has answered.
+pub(super) fn resolved(
+    session: &mut Session,
+    core: &mut Core,
+    request: Box<Request>,
+    result: Result<Vec<IpAddr>, ResolveError>,
+) -> Next {
+    match result {
+        Ok(addresses) => choose(session, core, request, addresses),
+        Err(error) => {
+            let (status, text) = match error {
+                ResolveError::NoSuchName => (502, "its name does not exist"),
+                ResolveError::NoAddress => (502, "its name has no address"),
+                ResolveError::Timeout => (504, "its name was not resolved in time"),
+                ResolveError::Failed => (502, "its name could not be resolved"),
+            };
+            unresolved(session, core, &request, status, text)
+        }
+    }
+}
+
+/// Answers a request whose name gave no address.
+pub(super) fn unresolved(session: &mut Session, core: &mut Core, request: &Request, status: u16, text: &str) -> Next {
+    let refused = Refused { rule: None, reason: "unresolved" };
+    report::refused(&core.links.events, &session.client, &request.facts, &refused, request.begun);
+    failed(session, core, request, status, text)
+}
+
+/// Vets the addresses and dials the first that may be.
+fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut addresses: Vec<IpAddr>) -> Next {
+    // Most hosts of containers have no IPv6 route: IPv4 first.
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.dedup();
+    let mut vetted: Vec<(SocketAddr, Option<Arc<Rule>>)> = Vec::new();
+    let mut refusal = None;
+    for address in addresses.into_iter().take(ADDRESSES_MAX) {
+        let address = SocketAddr::new(address.to_canonical(), request.facts.port);
+        match request.facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
+            Verdict::Allow { rule } if core.listeners.is_own(address, false) => {
+                refusal.get_or_insert(Refused { rule, reason: "own_address" });
+            }
+            Verdict::Allow { rule } => vetted.push((address, rule)),
+            Verdict::Block(refused) => {
+                refusal.get_or_insert(refused);
+            }
+        }
+    }
+    vetted.truncate(TRIES_MAX);
+    vetted.reverse();
+    match (vetted.last(), refusal) {
+        (Some((address, rule)), _) => {
+            let at = (*address, request.begun);
+            report::allowed(&core.links.events, &session.client, &request.facts, rule.clone(), at);
+        }
+        (None, Some(refused)) => return request::blocked(session, core, &request, &refused),
+        (None, None) => return unresolved(session, core, &request, 502, "its name has no address"),
+    }
+    let left = vetted.into_iter().map(|(address, _)| address).collect();
+    redial(session, core, request, left)
+}
+
+/// Dials addresses that were vetted, the last one first.
+pub(super) fn redial(session: &mut Session, core: &mut Core, request: Box<Request>, left: Vec<SocketAddr>) -> Next {
+    let dialling = Dialling { request, left, what_failed: "connection refused" };
+    dial_next(session, core, Box::new(dialling), 502)
+}
+
+/// Begins the next handshake; `status` is the answer when none is left.
+fn dial_next(session: &mut Session, core: &mut Core, mut dialling: Box<Dialling>, status: u16) -> Next {
+    session.upstream = None;
+    while let Some(address) = dialling.left.pop() {
+        let token = session.client.id.token(Side::Upstream);
+        let leg = TcpStream::connect(address).and_then(|stream| Leg::new(stream, &core.registry, token, false));
+        match leg {
+            Ok(leg) => {
+                let times = &core.config.times;
+                let limit = if dialling.left.is_empty() { times.connect } else { times.connect_next };
+                session.due.set(core.now + limit);
+                let facts = &dialling.request.facts;
+                let (host, port) = (facts.host_text.clone(), facts.port);
+                session.upstream = Some(Upstream { leg, address, host, port, used: false });
+                return Next::Wait(State::Dialling(dialling));
+            }
+            Err(error) => {
+                tracing::debug!(target: "proxy", %address, %error, "cannot connect");
+                dialling.what_failed = "cannot connect";
+            }
+        }
+    }
+    let event = report::event(&session.client, EventVerdict::Block, "connect_failed");
+    let facts = &dialling.request.facts;
+    core.links.events.record(Event {
+        host: Some(facts.host_text.clone()),
+        port: Some(facts.port),
+        protocol: Some("tcp"),
+        ..event
+    });
+    failed(session, core, &dialling.request, status, dialling.what_failed)
+}
+
+/// Looks whether the handshake is done.
+pub(super) fn step(session: &mut Session, core: &mut Core, mut dialling: Box<Dialling>) -> Next {
+    let Some(upstream) = &mut session.upstream else {
+        return dial_next(session, core, dialling, 502);
+    };
+    if !upstream.leg.is_writable() {
+        return Next::Wait(State::Dialling(dialling));
+    }
+    let address = upstream.address;
+    let error = match upstream.leg.take_error() {
+        Ok(None) if !upstream.leg.is_connected() => {
+            // An event of the socket that had this token before.
+            upstream.leg.not_yet_writable();
+            return Next::Wait(State::Dialling(dialling));
+        }
+        Ok(error) => error,
+        Err(error) => Some(error),
+    };
+    if let Some(error) = error {
+        tracing::debug!(target: "proxy", %address, %error, "cannot connect");
+        dialling.what_failed = "the connection was refused";
+        return dial_next(session, core, dialling, 502);
+    }
+    // A wildcard listener answers on addresses that only the kernel knows to be this host's: both ends then have
+    // the same address.
+    let local = upstream.leg.local_address().is_ok_and(|own| own.ip() == address.ip());
+    if core.listeners.is_own(address, local) {
+        session.upstream = None;
+        let refused = Refused { rule: None, reason: "own_address" };
+        return request::blocked(session, core, &dialling.request, &refused);
+    }
+    if dialling.request.is_connect() {
+        tunnel::open(session, core, dialling.request)
+    } else {
+        exchange::begin(session, core, dialling.request)
+    }
+}
+
+/// The handshake took too long.
+pub(super) fn timed_out(session: &mut Session, core: &mut Core, mut dialling: Box<Dialling>) -> Next {
+    dialling.what_failed = "the connection was not made in time";
+    dial_next(session, core, dialling, 504)
+}
+
+/// Answers a request that could not be carried out.
+pub(super) fn failed(session: &mut Session, core: &mut Core, request: &Request, status: u16, text: &str) -> Next {
+    let facts = &request.facts;
+    tracing::debug!(target: "proxy", host = %facts.host_text, port = facts.port, status, text, "failed");
+    let text = format!("{}:{}: {text}", facts.host_text, facts.port);
+    closing::respond(session, core, &Answer::failure(status, &text), &request.head)
+}

@@ -1,0 +1,245 @@
+//! The facts of a request or tunnel, and the verdict on them. Sans-I/O: rules in, verdict out.
+//!
+//! Twice: by name, before anything is resolved, and by address, before anything is dialled. Only the second allows.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::docker_manager::Peer;
+use crate::http1::{BodyFraming, RequestHead};
+use crate::names::{Host, special_purpose};
+use crate::rule_engine::{Action, Context, EgressMode, Header, Http, Network, Rule, RuleSet, Tls};
+
+use super::ClientHello;
+
+/// What is known of a request or a tunnel; names in normal form.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) host: Host,
+    /// The host as rules see it.
+    pub(super) host_text: Box<str>,
+    pub(super) port: u16,
+    pub(super) method: Box<str>,
+    /// With query.
+    pub(super) path: Box<str>,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+    headers: Vec<(Box<str>, Box<str>)>,
+    body_size: Option<u64>,
+    tls: Option<TlsFacts>,
+}
+
+#[derive(Clone, Debug)]
+struct TlsFacts {
+    sni: Option<Box<str>>,
+    version: Option<&'static str>,
+    alpn: Vec<Box<str>>,
+    ech: bool,
+}
+
+/// What the rules say.
+#[derive(Clone, Debug)]
+pub(super) enum Verdict {
+    /// By name: some address could be allowed, so resolve. By address: connect.
+    Allow {
+        /// The rule that allows it; `None` only while the address is unknown.
+        rule: Option<Arc<Rule>>,
+    },
+    /// Refuse.
+    Block(Refused),
+}
+
+/// A refusal by policy.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    /// The deciding rule; `None` is the default.
+    pub(super) rule: Option<Arc<Rule>>,
+    /// A code for events.
+    pub(super) reason: &'static str,
+}
+
+impl Facts {
+    /// The facts of a plain request for `path` at `host`.
+    pub(super) fn of_request(head: &RequestHead, host: Host, port: u16, path: &str) -> Self {
+        let body_size = match head.framing {
+            BodyFraming::None => Some(0),
+            BodyFraming::Length(length) => Some(length),
+            BodyFraming::Chunked | BodyFraming::UntilClose => None,
+        };
+        Facts { body_size, ..Self::new(head, host, port, path, "http") }
+    }
+
+    /// The facts of a CONNECT; what will be sent inside is unknown.
+    pub(super) fn of_connect(head: &RequestHead, host: Host, port: u16) -> Self {
+        Self::new(head, host, port, "/", "https")
+    }
+
+    fn new(head: &RequestHead, host: Host, port: u16, path: &str, scheme: &'static str) -> Self {
+        let headers = head.fields.iter().map(|(name, value)| {
+            (name.to_ascii_lowercase().into_boxed_str(), String::from_utf8_lossy(value).into_owned().into_boxed_str())
+        });
+        Facts {
+            host_text: host.to_text().into_boxed_str(),
+            host,
+            port,
+            method: head.method.clone(),
+            path: path.into(),
+            scheme,
+            headers: headers.collect(),
+            body_size: None,
+            tls: None,
+        }
+    }
+
+    /// The same tunnel, now that its ClientHello is known.
+    pub(super) fn with_hello(&self, hello: &ClientHello) -> Self {
+        let tls = TlsFacts {
+            sni: hello.sni.as_ref().map(|host| host.to_text().into_boxed_str()),
+            version: hello.version,
+            alpn: hello.alpn.clone(),
+            ech: hello.ech,
+        };
+        Facts { tls: Some(tls), ..self.clone() }
+    }
+
+    /// The same tunnel, taken to go to `host`.
+    pub(super) fn renamed(&self, host: &Host) -> Self {
+        Facts { host: host.clone(), host_text: host.to_text().into_boxed_str(), ..self.clone() }
+    }
+
+    /// Judges with the address unknown, or known when the host is one.
+    pub(super) fn judge_name(&self, rules: &RuleSet, peer: &Peer) -> Verdict {
+        if let Host::Address(address) = self.host {
+            return self.judge_address(rules, peer, address);
+        }
+        self.with_context(peer, None, |context| {
+            let decision = rules.decide(context);
+            if decision.could_intercept.is_some() {
+                return block(decision.could_intercept, "intercept_unavailable");
+            }
+            if !decision.may_allow() {
+                return refused_by(decision.rule);
+            }
+            if !decision.wants_address
+                && let Some(reason) = decision.rule.as_deref().and_then(|rule| self.against_egress(rule))
+            {
+                return block(decision.rule, reason);
+            }
+            Verdict::Allow { rule: decision.rule.filter(|_| !decision.wants_address) }
+        })
+    }
+
+    /// Judges a connection to `address`.
+    pub(super) fn judge_address(&self, rules: &RuleSet, peer: &Peer, address: IpAddr) -> Verdict {
+        let address = address.to_canonical();
+        self.with_context(peer, Some(&address.to_string()), |context| {
+            let decision = rules.decide(context);
+            if decision.could_intercept.is_some() {
+                return block(decision.could_intercept, "intercept_unavailable");
+            }
+            let rule = match (decision.action, decision.rule) {
+                (Action::Allow, Some(rule)) => rule,
+                (_, rule) => return refused_by(rule),
+            };
+            if let Some(reason) = self.against_egress(&rule) {
+                return block(Some(rule), reason);
+            }
+            let private_allowed = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
+            match special_purpose(address) {
+                Some(_) if address.is_unspecified() => block(Some(rule), "unspecified_address"),
+                Some(_) if !private_allowed => block(Some(rule), "private_address"),
+                _ => Verdict::Allow { rule: Some(rule) },
+            }
+        })
+    }
+
+    /// What in the rule's `egress:` forbids this through the proxy.
+    fn against_egress(&self, rule: &Rule) -> Option<&'static str> {
+        let egress = rule.egress.as_ref()?;
+        match egress.mode {
+            EgressMode::Proxy => None,
+            EgressMode::DirectIp if egress.ports.contains(&self.port) => None,
+            EgressMode::DirectIp => Some("port_not_in_rule"),
+            EgressMode::Intercept => Some("intercept_unavailable"),
+        }
+    }
+
+    fn with_context<T>(&self, peer: &Peer, address: Option<&str>, use_it: impl FnOnce(&Context<'_>) -> T) -> T {
+        let headers: Vec<Header<'_>> = self.headers.iter().map(|(name, value)| Header { name, value }).collect();
+        let alpn: Vec<&str> = self.tls.iter().flat_map(|tls| &tls.alpn).map(|protocol| &**protocol).collect();
+        let tls = match &self.tls {
+            None => Tls::default(),
+            Some(tls) => Tls { sni: tls.sni.as_deref(), version: tls.version, alpn: Some(&alpn), ech: Some(tls.ech) },
+        };
+        use_it(&Context {
+            agent: peer.agent(),
+            network: Network {
+                hostname: Some(&self.host_text),
+                ip: address,
+                port: Some(self.port),
+                protocol: Some("tcp"),
+            },
+            http: Http {
+                method: Some(&self.method),
+                path: Some(&self.path),
+                host: Some(&self.host_text),
+                scheme: Some(self.scheme),
+                headers: Some(&headers),
+                body_size: self.body_size,
+                body: None,
+            },
+            tls,
+            ..Context::default()
+        })
+    }
+}
+
+fn refused_by(rule: Option<Arc<Rule>>) -> Verdict {
+    let reason = if rule.is_some() { "rule" } else { "default" };
+    block(rule, reason)
+}
+
+fn block(rule: Option<Arc<Rule>>, reason: &'static str) -> Verdict {
+    Verdict::Block(Refused { rule, reason })
+}
+
+/// What a live connection was allowed as, kept to ask again when the rules change.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// Each must be allowed: the request or CONNECT, and the server name when it is another.
+    pub(super) facts: Vec<Facts>,
+    /// Where it is connected to.
+    pub(super) address: SocketAddr,
+}
+
+impl Standing {
+    /// The first refusal, if these rules would not allow it now.
+    pub(super) fn refused(&self, rules: &RuleSet, peer: &Peer) -> Option<(Refused, &Facts)> {
+        self.facts.iter().find_map(|facts| match facts.judge_address(rules, peer, self.address.ip()) {
+            Verdict::Allow { .. } => None,
+            Verdict::Block(refused) => Some((refused, facts)),
+        })
+    }
+}
+
+/// True when the path has a segment that servers resolve before they look: `.` or `..`, percent-encoded or not.
+/// Rules see the path as sent, so such a path would have two readings.
+pub(super) fn has_dot_segment(path: &str) -> bool {
+    let path = path.split('?').next().unwrap_or(path).to_ascii_lowercase();
+    path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").split(['/', '\\']).any(|s| s == "." || s == "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_with_two_readings_are_found() {
+        for path in ["/a/../b", "/..", "/a/%2E%2e/b", "/a/.%2e", "/./a", "/a/..%2fb", "/a\\..\\b", "/a/.?q"] {
+            assert!(has_dot_segment(path), "{path}");
+        }
+        for path in ["/", "/a..b/...", "/.well-known/x", "/a?x=/../y", "*", "/a%2e%2eb"] {
+            assert!(!has_dot_segment(path), "{path}");
+        }
+    }
+}

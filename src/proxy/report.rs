@@ -1,0 +1,73 @@
+//! Events: one for each decision, and one for the end of each tunnel.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::events::{Event, EventSink, Layer, Verdict};
+use crate::rule_engine::Rule;
+
+use super::judge::{Facts, Refused};
+use super::session::Client;
+
+/// An event of `client`, without more.
+pub(super) fn event(client: &Client, verdict: Verdict, reason: &'static str) -> Event {
+    Event {
+        endpoint: client.peer.endpoint().cloned(),
+        peer: Some(client.address),
+        ..Event::new(Layer::Proxy, verdict, reason)
+    }
+}
+
+fn of_facts(client: &Client, facts: &Facts, verdict: Verdict, reason: &'static str) -> Event {
+    let path = facts.path.split('?').next().unwrap_or_default();
+    Event {
+        host: Some(facts.host_text.clone()),
+        port: Some(facts.port),
+        protocol: Some(facts.scheme),
+        method: Some(facts.method.clone()),
+        path: Some(path.into()),
+        ..event(client, verdict, reason)
+    }
+}
+
+fn since(begun: Instant) -> Option<u64> {
+    u64::try_from(begun.elapsed().as_micros()).ok()
+}
+
+/// A request or tunnel was allowed to `address`; `begun` is when its head was complete.
+pub(super) fn allowed(
+    sink: &EventSink,
+    client: &Client,
+    facts: &Facts,
+    rule: Option<Arc<Rule>>,
+    to: (SocketAddr, Instant),
+) {
+    let event = of_facts(client, facts, Verdict::Allow, "rule");
+    sink.record(Event { rule, destination: Some(to.0), duration_us: since(to.1), ..event });
+}
+
+/// A request or tunnel was refused.
+pub(super) fn refused(sink: &EventSink, client: &Client, facts: &Facts, refused: &Refused, begun: Instant) {
+    let event = of_facts(client, facts, Verdict::Block, refused.reason);
+    sink.record(Event { rule: refused.rule.clone(), duration_us: since(begun), ..event });
+}
+
+/// A tunnel ended after so many bytes `(up, down)`.
+pub(super) fn tunnel_end(
+    sink: &EventSink,
+    client: &Client,
+    facts: &Facts,
+    reason: &'static str,
+    end: (SocketAddr, Instant, u64, u64),
+) {
+    let (destination, begun, up, down) = end;
+    let event = of_facts(client, facts, Verdict::Allow, reason);
+    sink.record(Event {
+        destination: Some(destination),
+        bytes_up: Some(up),
+        bytes_down: Some(down),
+        duration_us: since(begun),
+        ..event
+    });
+}

@@ -1,0 +1,210 @@
+//! CONNECT: opened, judged again by what the client says inside, then copied until both ends are done.
+
+use std::time::Instant;
+
+use crate::http1::{Authority, Parse, RequestHead};
+
+use super::client_hello::{ClientHello, HelloRead, read_client_hello};
+use super::judge::{Facts, Refused, Standing, Verdict};
+use super::leg::{Leg, ReadOutcome};
+use super::session::{Core, Next, Request, Session, State};
+use super::{closing, report};
+
+/// Reads in one turn of one direction, before the other direction and other sessions get theirs.
+const READS_MAX: usize = 8;
+
+/// A CONNECT that was answered with 200; nothing was passed on yet.
+pub(super) struct Opened {
+    pub(super) standing: Standing,
+    pub(super) begun: Instant,
+}
+
+/// Bytes copied both ways.
+pub(super) struct Tunnel {
+    pub(super) standing: Standing,
+    pub(super) begun: Instant,
+    /// When a byte last moved.
+    pub(super) last: Instant,
+    up: u64,
+    down: u64,
+}
+
+impl Tunnel {
+    pub(super) fn new(standing: Standing, begun: Instant, now: Instant) -> Self {
+        Tunnel { standing, begun, last: now, up: 0, down: 0 }
+    }
+}
+
+/// Answers a CONNECT whose upstream connection is made.
+pub(super) fn open(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
+    let Some(upstream) = &session.upstream else { return Next::End };
+    session.client.leg.output().extend_from_slice(b"HTTP/1.1 200 Connection established\r\n\r\n");
+    session.due.set(core.now + core.config.times.hello);
+    let Request { facts, begun, .. } = *request;
+    let standing = Standing { facts: vec![facts], address: upstream.address };
+    Next::Go(State::Hello(Box::new(Opened { standing, begun })))
+}
+
+/// Reads what the client says first.
+pub(super) fn read_hello(session: &mut Session, core: &mut Core, opened: Box<Opened>) -> Next {
+    match session.client.leg.flush() {
+        Ok(true) => {}
+        Ok(false) => return Next::Wait(State::Hello(opened)),
+        Err(_) => return Next::End,
+    }
+    loop {
+        let leg = &mut session.client.leg;
+        match read_client_hello(&leg.input) {
+            HelloRead::Incomplete => {}
+            HelloRead::Hello(hello) => return judge_hello(session, core, *opened, &hello),
+            HelloRead::Refused(error) => return refuse(session, core, &opened, error.code()),
+            HelloRead::NotTls => match speaks_http(&leg.input) {
+                Some(true) => return speak_http(session, core, &opened),
+                Some(false) => return refuse(session, core, &opened, "not_tls"),
+                None => {}
+            },
+        }
+        match session.client.leg.fill(&mut core.scratch) {
+            Ok(ReadOutcome::Bytes(_)) => {}
+            Ok(ReadOutcome::Blocked) => return Next::Wait(State::Hello(opened)),
+            Ok(ReadOutcome::Ended) | Err(_) => return Next::End,
+        }
+    }
+}
+
+/// Whether `input` begins with an HTTP/1 request head; `None` while that is open.
+fn speaks_http(input: &[u8]) -> Option<bool> {
+    if let Some(end) = input.windows(2).position(|pair| pair == b"\r\n") {
+        let line = &input[..end];
+        if !(line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")) {
+            return Some(false);
+        }
+    } else if input.iter().take_while(|byte| **byte != b' ').any(|byte| !byte.is_ascii_uppercase() && *byte != b'-') {
+        // No method in use has another byte: a binary protocol is told at its first bytes.
+        return Some(false);
+    }
+    match RequestHead::parse(input) {
+        Parse::Incomplete => None,
+        Parse::Parsed { .. } => Some(true),
+        Parse::Refused(_) => Some(false),
+    }
+}
+
+/// Serves the tunnel as plain HTTP: every request in it is judged, and may only go to the CONNECT's authority.
+fn speak_http(session: &mut Session, core: &mut Core, opened: &Opened) -> Next {
+    let facts = &opened.standing.facts[0];
+    session.inside = Some(Box::new(Authority { host: facts.host.clone(), port: Some(facts.port) }));
+    closing::next_request(session, core)
+}
+
+/// Judges the tunnel by the CONNECT's host, now with what the hello says, and by the server name if it is another.
+fn judge_hello(session: &mut Session, core: &mut Core, mut opened: Opened, hello: &ClientHello) -> Next {
+    let address = opened.standing.address;
+    let connect = opened.standing.facts[0].with_hello(hello);
+    let renamed = hello.sni.as_ref().filter(|sni| **sni != connect.host).map(|sni| connect.renamed(sni));
+    opened.standing.facts[0] = connect;
+    if let Some(facts) = renamed {
+        opened.standing.facts.push(facts);
+    }
+    let rules = &core.snapshot.rules;
+    let mut rule = None;
+    for facts in &opened.standing.facts {
+        match facts.judge_address(rules, &session.client.peer, address.ip()) {
+            Verdict::Allow { rule: allowing } => rule = allowing,
+            Verdict::Block(refused) => {
+                core.blocked += 1;
+                report::refused(&core.links.events, &session.client, facts, &refused, opened.begun);
+                tracing::debug!(target: "proxy", host = %facts.host_text, reason = refused.reason, "server name refused");
+                return Next::End;
+            }
+        }
+    }
+    if let [_, named] = &opened.standing.facts[..] {
+        report::allowed(&core.links.events, &session.client, named, rule, (address, opened.begun));
+    }
+    opened.standing.facts.shrink_to_fit();
+    session.client.leg.shrink();
+    session.due.set(core.now + core.config.times.tunnel_idle);
+    Next::Go(State::Tunnel(Box::new(Tunnel::new(opened.standing, opened.begun, core.now))))
+}
+
+/// Closes a CONNECT that opens with something that is not served.
+pub(super) fn refuse(session: &mut Session, core: &mut Core, opened: &Opened, reason: &'static str) -> Next {
+    core.blocked += 1;
+    let refused = Refused { rule: None, reason };
+    let facts = &opened.standing.facts[0];
+    report::refused(&core.links.events, &session.client, facts, &refused, opened.begun);
+    tracing::debug!(target: "proxy", host = %facts.host_text, reason, "tunnel refused");
+    Next::End
+}
+
+/// Copies what can be copied.
+pub(super) fn step(session: &mut Session, core: &mut Core, mut tunnel: Box<Tunnel>) -> Next {
+    let Some(upstream) = &mut session.upstream else { return end(session, core, &tunnel, "closed") };
+    let up = relay(&mut session.client.leg, &mut upstream.leg, &mut core.scratch);
+    let down = relay(&mut upstream.leg, &mut session.client.leg, &mut core.scratch);
+    let (Ok(up), Ok(down)) = (up, down) else { return end(session, core, &tunnel, "closed") };
+    tunnel.up += up;
+    tunnel.down += down;
+    if up + down > 0 {
+        tunnel.last = core.now;
+        session.due.set(core.now + core.config.times.tunnel_idle);
+        return Next::Go(State::Tunnel(tunnel));
+    }
+    if upstream.leg.is_shut() && session.client.leg.is_shut() {
+        return end(session, core, &tunnel, "closed");
+    }
+    Next::Wait(State::Tunnel(tunnel))
+}
+
+/// Copies from one side to the other, as fast as the other takes it. How many bytes were read.
+fn relay(from: &mut Leg, to: &mut Leg, scratch: &mut [u8]) -> std::io::Result<u64> {
+    let mut moved = 0;
+    for _ in 0..READS_MAX {
+        if !to.flush()? {
+            break;
+        }
+        if !from.input.is_empty() {
+            let input = std::mem::take(&mut from.input);
+            moved += input.len() as u64;
+            to.write(&input)?;
+            continue;
+        }
+        match from.read(scratch)? {
+            ReadOutcome::Bytes(bytes) => {
+                moved += bytes as u64;
+                to.write(&scratch[..bytes])?;
+            }
+            ReadOutcome::Blocked => break,
+            ReadOutcome::Ended => {
+                to.shut_down();
+                break;
+            }
+        }
+    }
+    Ok(moved)
+}
+
+/// Closes the books of a tunnel.
+pub(super) fn end(session: &mut Session, core: &mut Core, tunnel: &Tunnel, reason: &'static str) -> Next {
+    let facts: &Facts = tunnel.standing.facts.last().unwrap_or(&tunnel.standing.facts[0]);
+    let counts = (tunnel.standing.address, tunnel.begun, tunnel.up, tunnel.down);
+    report::tunnel_end(&core.links.events, &session.client, facts, reason, counts);
+    Next::End
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_http_is_told_early() {
+        assert_eq!(speaks_http(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Some(true));
+        assert_eq!(speaks_http(b"GET / HTTP/1.1\r\nHo"), None);
+        assert_eq!(speaks_http(b"G"), None);
+        assert_eq!(speaks_http(b"SSH-2.0-OpenSSH_9.2\r\n"), Some(false));
+        assert_eq!(speaks_http(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Some(false));
+        assert_eq!(speaks_http(b"\x00\x01"), Some(false));
+        assert_eq!(speaks_http(b"GET / HTTP/1.1\nHost: a\n\n"), Some(false));
+    }
+}
