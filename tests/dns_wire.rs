@@ -272,7 +272,7 @@ fn allowed_and_blocked_names_over_udp_and_tcp() {
     for _ in 0..100 {
         let answer = Message::from_vec(&receive_framed(&mut stream).unwrap()).unwrap();
         let found = answer.metadata.response_code == ResponseCode::NoError;
-        assert_eq!(found, answer.metadata.id % 2 == 0);
+        assert_eq!(found, answer.metadata.id.is_multiple_of(2));
         seen.insert(answer.metadata.id);
     }
     assert_eq!(seen.len(), 100);
@@ -451,7 +451,7 @@ fn connections_of_one_peer_are_capped() {
         // Writing to a connection that is closed already may fail; that is one that is not served.
         served += usize::from(stream.write_all(&framed).is_ok() && receive_framed(stream).is_ok());
     }
-    assert_eq!(served, 16);
+    assert_eq!(served, 8);
 }
 
 #[test]

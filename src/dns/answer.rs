@@ -27,7 +27,7 @@ pub(super) struct Answer {
     pub(super) code: ResponseCode,
     /// The alias chain, then the records asked for; with their signatures when DNSSEC was asked for.
     pub(super) records: Vec<Record>,
-    /// For a denial: the SOA, and its proof when DNSSEC was asked for.
+    /// For a denial the SOA; the proof of either when DNSSEC was asked for.
     pub(super) authority: Vec<Record>,
     /// Upstream says that it validated the answer.
     pub(super) authentic: bool,
@@ -72,9 +72,12 @@ impl Answer {
             record.ttl = sane_ttl(record.ttl);
             ttl = ttl.min(record.ttl);
         }
-        let mut authority = Vec::new();
-        if !found {
-            authority = denial(message.authorities, &end, dnssec)?;
+        let mut authority = proof(message.authorities, &end, dnssec)?;
+        if found {
+            // What remains proves that a wildcard was rightly expanded (RFC 4035 3.1.3.3); it has no SOA.
+            authority
+                .retain(|record| record.record_type() != RecordType::SOA && covered(record) != Some(RecordType::SOA));
+        } else {
             let soa = authority.iter().find_map(|record| match &record.data {
                 RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
                 _ => None,
@@ -177,13 +180,16 @@ impl Chain {
     }
 }
 
-/// The authority section of a denial of `end`: its SOA, and with DNSSEC the proof.
-fn denial(authorities: Vec<Record>, end: &Name, dnssec: bool) -> Result<Vec<Record>, BadAnswer> {
+/// What the authority section says about `end`: its zone's SOA, and with DNSSEC what exists around it.
+fn proof(authorities: Vec<Record>, end: &Name, dnssec: bool) -> Result<Vec<Record>, BadAnswer> {
     let mut kept = Vec::new();
     for mut record in authorities {
         let of_use = match record.record_type() {
             RecordType::SOA => record.name.zone_of(end),
-            RecordType::NSEC | RecordType::NSEC3 | RecordType::RRSIG => dnssec,
+            RecordType::NSEC | RecordType::NSEC3 => dnssec,
+            RecordType::RRSIG => {
+                dnssec && matches!(covered(&record), Some(RecordType::SOA | RecordType::NSEC | RecordType::NSEC3))
+            }
             _ => false,
         };
         if of_use && record.dns_class == DNSClass::IN {

@@ -31,12 +31,14 @@ const PENALTY: Duration = Duration::from_secs(10);
 pub(super) struct Upstreams {
     addresses: Vec<std::net::SocketAddr>,
     avoided_until: Vec<Option<Instant>>,
+    /// Messages since the start that were no answer to what was asked.
+    forged: u64,
 }
 
 impl Upstreams {
     pub(super) fn new(addresses: Vec<std::net::SocketAddr>) -> Self {
         let avoided_until = vec![None; addresses.len()];
-        Upstreams { addresses, avoided_until }
+        Upstreams { addresses, avoided_until, forged: 0 }
     }
 
     pub(super) fn addresses(&self) -> &[std::net::SocketAddr] {
@@ -147,9 +149,14 @@ impl Lookup {
             Match::Forged if self.transport == Transport::Tcp => return self.next(upstreams, random, now),
             Match::Forged => {
                 self.forged += 1;
+                upstreams.forged += 1;
                 if self.forged < FORGED_MAX {
                     return Step::Wait;
                 }
+                tracing::warn!(
+                    target: "dns", name = %self.key.name, total = upstreams.forged,
+                    "answers that match no question keep coming; asking over TCP"
+                );
                 return self.ask(Transport::Tcp, upstreams, random, now);
             }
         };

@@ -77,7 +77,8 @@ pub(super) struct Refusal {
     id: u16,
     op_code: OpCode,
     recursion_desired: bool,
-    question: Option<Question>,
+    /// The question, as far as there is one.
+    pub(super) question: Option<Question>,
     with_edns: bool,
     code: ResponseCode,
 }

@@ -27,7 +27,7 @@ mod streams;
 
 pub use config::{DnsConfig, DnsLinks, StartError};
 pub use listeners::BindError;
-pub use server::DnsServer;
+pub use server::{DESCRIPTORS_MAX, DnsServer};
 
 use std::net::IpAddr;
 use std::sync::Arc;

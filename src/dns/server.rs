@@ -20,7 +20,7 @@ use crate::rule_engine::RuleSet;
 
 use super::asking::Asking;
 use super::config::{DnsConfig, DnsLinks, StartError, check_upstreams, reachability};
-use super::core::{Action, Client, Core};
+use super::core::{Action, Client, Core, LOOKUPS_CLIENTS, LOOKUPS_PROXY};
 use super::datagrams::{self, Batch};
 use super::filter::Judge;
 use super::listeners::{self, Pair};
@@ -29,9 +29,9 @@ use super::streams::{Reading, Session};
 use super::{DnsCommand, status};
 
 /// Connections of clients in all.
-const SESSIONS_MAX: usize = 256;
+const SESSIONS_MAX: usize = 512;
 /// Connections of one peer: a resolver library opens one or two.
-const SESSIONS_PER_PEER: usize = 16;
+const SESSIONS_PER_PEER: usize = 8;
 /// Receives in a row on one socket before others have their turn.
 const ROUNDS: usize = 4;
 /// How long in-flight questions get when told to stop.
@@ -52,6 +52,10 @@ const UDP: usize = 0;
 const TCP: usize = 1;
 const SESSION: usize = 2;
 const ASKING: usize = 3;
+
+/// Descriptors that this thread may have open at once, beside two for each managed network: what the limit of the
+/// process must fit.
+pub const DESCRIPTORS_MAX: usize = SESSIONS_MAX + LOOKUPS_CLIENTS + LOOKUPS_PROXY + 8;
 
 struct Served {
     pair: Pair,
@@ -223,7 +227,7 @@ impl DnsServer {
                     if let Err(reason) = &outcome {
                         tracing::warn!(target: "dns", %reason, "the bridge opened no direct flow; answered SERVFAIL");
                     }
-                    self.core.granted(ticket, outcome.is_ok(), now);
+                    self.core.granted(ticket, outcome.is_ok());
                 }
                 DnsCommand::Status(reply) => reply.send(status::status(&self.config, &self.core)),
                 DnsCommand::Cache(reply) => reply.send(status::cache(&self.core.cache, now)),
@@ -377,7 +381,7 @@ impl DnsServer {
                         });
                         if self.links.bridge.send(BridgeCommand::Grant(grant, reply)).is_err() {
                             tracing::warn!(target: "dns", "the bridge takes no grants; answered SERVFAIL");
-                            self.core.granted(ticket, false, now);
+                            self.core.granted(ticket, false);
                         }
                     }
                 }

@@ -18,18 +18,12 @@ impl Core {
             let flushed = self.cache.flush();
             tracing::debug!(target: "dns", flushed, "cache flushed for the new rules");
         }
-        for asked in std::mem::take(&mut self.held) {
-            match self.identify(asked.client.peer.ip(), asked.arrival) {
-                Peer::Unasked => self.hold(asked, now),
-                peer => self.judge(asked, peer, now),
-            }
-        }
         let ids: Vec<u64> = self.flights.keys().copied().collect();
         for id in ids {
             let Some(flight) = self.flights.get_mut(&id) else { continue };
             let clients = std::mem::take(&mut flight.clients);
             let still: Vec<Allowed> =
-                clients.into_iter().filter_map(|allowed| self.reconsider(allowed, rules_changed, now)).collect();
+                clients.into_iter().filter_map(|allowed| self.reconsider(allowed, rules_changed)).collect();
             if let Some(flight) = self.flights.get_mut(&id) {
                 flight.clients = still;
             }
@@ -37,7 +31,7 @@ impl Core {
         let tickets: Vec<u64> = self.grants.keys().copied().collect();
         for ticket in tickets {
             let Some(Granting { allowed, answer, age, deadline }) = self.grants.remove(&ticket) else { continue };
-            match self.reconsider(allowed, rules_changed, now) {
+            match self.reconsider(allowed, rules_changed) {
                 // The grant that is under way is of the old rules: the bridge drops it, and the new rule asks anew.
                 Some(allowed) if rules_changed => {
                     self.timers.remove(&(deadline, Timer::Grant(ticket)));
@@ -52,10 +46,16 @@ impl Core {
                 }
             }
         }
+        for asked in std::mem::take(&mut self.held) {
+            match self.identify(asked.client.peer.ip(), asked.arrival) {
+                Peer::Unasked => self.hold(asked),
+                peer => self.judge(asked, peer, now),
+            }
+        }
     }
 
     /// Judges who waits by the snapshot just taken; `None` when it has been answered with a refusal.
-    fn reconsider(&mut self, mut allowed: Allowed, rules_changed: bool, now: Instant) -> Option<Allowed> {
+    fn reconsider(&mut self, mut allowed: Allowed, rules_changed: bool) -> Option<Allowed> {
         let address = allowed.asked.client.peer.ip();
         let peer = self.identify(address, allowed.asked.arrival);
         let same = match (allowed.peer.endpoint(), peer.endpoint()) {
@@ -65,7 +65,7 @@ impl Core {
         };
         if !same {
             self.close_peer(address);
-            self.refuse(allowed.asked, now);
+            self.refuse(allowed.asked);
             return None;
         }
         allowed.peer = peer;
@@ -77,13 +77,13 @@ impl Core {
             Judgement::Empty { rule } => {
                 self.close_peer(address);
                 let bytes = allowed.asked.query.no_data();
-                self.finish(allowed.asked, &allowed.peer, Outcome::allow("no_data", rule), bytes, now);
+                self.finish(allowed.asked, &allowed.peer, Outcome::allow("no_data", rule), bytes);
                 None
             }
             Judgement::Block { reason, rule } => {
                 self.close_peer(address);
                 let bytes = allowed.asked.query.no_such_name();
-                self.finish(allowed.asked, &allowed.peer, Outcome::block(reason, rule), bytes, now);
+                self.finish(allowed.asked, &allowed.peer, Outcome::block(reason, rule), bytes);
                 None
             }
         }

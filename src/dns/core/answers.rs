@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Query as Question, ResponseCode};
 use hickory_proto::rr::{Record, RecordType};
 
 use crate::bridge::Grant;
@@ -15,7 +15,7 @@ use crate::events::{Event, Layer, Verdict};
 use crate::names::{HostName, special_purpose};
 use crate::rule_engine::{Egress, EgressMode, Rule};
 
-use super::{Action, Allowed, Asked, Core, Granting, Outcome, Timer};
+use super::{Action, Allowed, Asked, Client, Core, Granting, Outcome, Timer};
 
 /// Answers that wait for the kernel.
 const GRANTS_MAX: usize = 1024;
@@ -31,18 +31,18 @@ impl Core {
         if vetted.all_stripped() {
             let bytes = allowed.asked.query.refuse(ResponseCode::ServFail);
             let Allowed { asked, peer, rule, .. } = allowed;
-            return self.finish(asked, &peer, Outcome::block("private_address", Some(rule)), bytes, now);
+            return self.finish(asked, &peer, Outcome::block("private_address", Some(rule)), bytes);
         }
         let direct = direct_egress(&allowed.rule).filter(|_| allowed.asked.query.record_type() == RecordType::A);
         let (Some(egress), Some(endpoint)) = (direct, allowed.peer.endpoint()) else {
-            return self.send(allowed, &answer, age, now);
+            return self.send(allowed, &answer, age);
         };
         let mut addresses: Vec<Ipv4Addr> =
             answer.addresses_v4().filter(|address| vetted.passes(IpAddr::V4(*address))).collect();
         addresses.sort_unstable();
         addresses.dedup();
         if addresses.is_empty() {
-            return self.send(allowed, &answer, age, now);
+            return self.send(allowed, &answer, age);
         }
         let left = answer.records.iter().filter(|r| answer::address(r).is_some()).map(|r| r.ttl).min().unwrap_or(0);
         let ttl = left.saturating_sub(age).clamp(GRANT_TTL.0, GRANT_TTL.1);
@@ -55,7 +55,7 @@ impl Core {
             ttl: Duration::from_secs(u64::from(ttl)),
         };
         if self.grants.len() >= GRANTS_MAX || !self.open_peer(allowed.asked.client.peer.ip()) {
-            return self.fail(allowed, "overload", now);
+            return self.fail(allowed, "overload");
         }
         self.next_id += 1;
         let (ticket, deadline) = (self.next_id, now + GRANT_WAIT);
@@ -64,42 +64,61 @@ impl Core {
         self.actions.push(Action::Grant { ticket, grant });
     }
 
-    pub(super) fn send(&mut self, allowed: Allowed, answer: &Answer, age: u32, now: Instant) {
+    pub(super) fn send(&mut self, allowed: Allowed, answer: &Answer, age: u32) {
         let vetted = Vetted::new(answer, &allowed.rule);
         // A client must ask again before the grant of a direct flow ends.
         let ttl_max = direct_egress(&allowed.rule).map_or(u32::MAX, |_| GRANT_TTL.1);
         let Allowed { asked, peer, rule, .. } = allowed;
         let keep = |record: &Record| vetted.keeps(record);
         let bytes = asked.query.answer(answer, age, ttl_max, asked.client.transport, keep);
-        self.finish(asked, &peer, Outcome::allow("rule", rule), bytes, now);
+        self.finish(asked, &peer, Outcome::allow("rule", rule), bytes);
     }
 
     /// SERVFAIL, for a reason that is no rule's.
-    pub(super) fn fail(&mut self, allowed: Allowed, reason: &'static str, now: Instant) {
+    pub(super) fn fail(&mut self, allowed: Allowed, reason: &'static str) {
         let bytes = allowed.asked.query.refuse(ResponseCode::ServFail);
         let Allowed { asked, peer, rule, .. } = allowed;
         tracing::debug!(target: "dns", name = %asked.query.question.name(), reason, "answered SERVFAIL");
-        self.finish(asked, &peer, Outcome::allow(reason, rule), bytes, now);
+        self.finish(asked, &peer, Outcome::allow(reason, rule), bytes);
     }
 
-    pub(super) fn refuse(&mut self, asked: Asked, now: Instant) {
+    pub(super) fn refuse(&mut self, asked: Asked) {
         let bytes = asked.query.refuse(ResponseCode::Refused);
-        self.finish(asked, &Peer::Stranger, Outcome::block("unknown_peer", None), bytes, now);
+        self.finish(asked, &Peer::Stranger, Outcome::block("unknown_peer", None), bytes);
     }
 
-    pub(super) fn finish(&mut self, asked: Asked, peer: &Peer, outcome: Outcome, bytes: Option<Vec<u8>>, now: Instant) {
+    pub(super) fn finish(&mut self, asked: Asked, peer: &Peer, outcome: Outcome, bytes: Option<Vec<u8>>) {
         let Asked { query, client, arrival } = asked;
+        self.record(client, arrival, peer, Some(&query.question), outcome);
+        // An answer that cannot be written (records that do not encode) is a failure like any other.
+        if let Some(bytes) = bytes.or_else(|| query.refuse(ResponseCode::ServFail)) {
+            self.actions.push(Action::Reply { client, bytes });
+        }
+    }
+
+    /// Writes down a decision.
+    pub(super) fn record(
+        &mut self,
+        client: Client,
+        arrival: Instant,
+        peer: &Peer,
+        question: Option<&Question>,
+        outcome: Outcome,
+    ) {
         match outcome.verdict {
             Verdict::Allow => self.counters.allowed += 1,
             Verdict::Block => self.counters.blocked += 1,
         }
-        let name = query.question.name();
-        let host = match HostName::parse(&name.to_ascii()) {
-            Ok(name) => name.as_str().into(),
-            Err(_) => name.to_ascii().into_boxed_str(),
-        };
+        let host: Option<Box<str>> = question.map(|question| {
+            let text = question.name().to_ascii();
+            match HostName::parse(&text) {
+                Ok(name) => name.as_str().into(),
+                Err(_) => text.into_boxed_str(),
+            }
+        });
+        let record_type = question.map(|question| type_text(question.query_type()));
         tracing::debug!(
-            target: "dns", peer = %client.peer.ip(), %host, record_type = %query.record_type(),
+            target: "dns", peer = %client.peer.ip(), host = host.as_deref(), record_type = record_type.as_deref(),
             rule = outcome.rule.as_ref().map_or("default", |rule| &rule.id), reason = outcome.reason,
             "{}", if outcome.verdict == Verdict::Allow { "allowed" } else { "blocked" }
         );
@@ -107,16 +126,13 @@ impl Core {
             endpoint: peer.endpoint().cloned(),
             peer: Some(client.peer.ip().to_canonical()),
             rule: outcome.rule,
-            host: Some(host),
+            host,
             protocol: Some(client.transport.name()),
-            record_type: Some(type_text(query.record_type())),
-            duration_us: u64::try_from(now.saturating_duration_since(arrival).as_micros()).ok(),
+            record_type,
+            // The only look at a clock here: an event says how long it really took.
+            duration_us: u64::try_from(arrival.elapsed().as_micros()).ok(),
             ..Event::new(Layer::Dns, outcome.verdict, outcome.reason)
         });
-        // An answer that cannot be written (records that do not encode) is a failure like any other.
-        if let Some(bytes) = bytes.or_else(|| query.refuse(ResponseCode::ServFail)) {
-            self.actions.push(Action::Reply { client, bytes });
-        }
     }
 }
 

@@ -19,10 +19,11 @@ use super::{Action, Allowed, Core, Timer};
 
 /// Askers of one question in flight.
 const ASKERS_MAX: usize = 512;
-/// Questions in flight for containers; each has one socket.
-const LOOKUPS_MAX: usize = 768;
-/// Questions in flight for the proxy, beyond the containers' own, so that neither starves the other.
-const LOOKUPS_PROXY: usize = 256;
+/// Questions in flight that clients began; each has one socket. Five clients at their limit fill it.
+pub(in crate::dns) const LOOKUPS_CLIENTS: usize = 512;
+/// Questions in flight that the proxy began, counted apart so that neither starves the other: four containers with
+/// every connection that the proxy gives one, each to another name.
+pub(in crate::dns) const LOOKUPS_PROXY: usize = 1024;
 
 /// The proxy waits for the addresses of a name.
 pub(super) struct Resolution {
@@ -33,6 +34,7 @@ pub(super) struct Resolution {
 /// A question in flight and who waits for it.
 pub(super) struct Flight {
     pub(super) lookup: Lookup,
+    for_proxy: bool,
     pub(super) armed: Instant,
     pub(super) clients: Vec<Allowed>,
     pub(super) resolutions: Vec<Resolution>,
@@ -50,15 +52,15 @@ impl Core {
                 return;
             }
             if flight.clients.len() >= ASKERS_MAX {
-                return self.fail(allowed, "overload", now);
+                return self.fail(allowed, "overload");
             }
-        } else if self.flights.len() >= LOOKUPS_MAX {
-            return self.fail(allowed, "overload", now);
+        } else if self.flights.len() - self.proxy_flights >= LOOKUPS_CLIENTS {
+            return self.fail(allowed, "overload");
         }
         if !self.open_peer(client.peer.ip()) {
-            return self.fail(allowed, "overload", now);
+            return self.fail(allowed, "overload");
         }
-        let (id, step) = self.flight(key, now);
+        let (id, step) = self.flight(key, false, now);
         if let Some(flight) = self.flights.get_mut(&id) {
             flight.clients.push(allowed);
         }
@@ -73,12 +75,12 @@ impl Core {
         let known = self.by_key.get(&key).and_then(|id| self.flights.get(id));
         let full = match known {
             Some(flight) => flight.resolutions.len() >= ASKERS_MAX,
-            None => self.flights.len() >= LOOKUPS_MAX + LOOKUPS_PROXY,
+            None => self.proxy_flights >= LOOKUPS_PROXY,
         };
         if full {
             return resolution.reply.send(Err(ResolveError::Failed));
         }
-        let (id, step) = self.flight(key, now);
+        let (id, step) = self.flight(key, true, now);
         if let Some(flight) = self.flights.get_mut(&id) {
             flight.resolutions.push(resolution);
         }
@@ -99,7 +101,7 @@ impl Core {
     }
 
     /// The flight of `key`, begun if there is none.
-    fn flight(&mut self, key: Key, now: Instant) -> (u64, Step) {
+    fn flight(&mut self, key: Key, for_proxy: bool, now: Instant) -> (u64, Step) {
         if let Some(&id) = self.by_key.get(&key) {
             return (id, Step::Wait);
         }
@@ -109,7 +111,8 @@ impl Core {
         let armed = lookup.deadline();
         self.timers.insert((armed, Timer::Lookup(id)));
         self.by_key.insert(key, id);
-        self.flights.insert(id, Flight { lookup, armed, clients: Vec::new(), resolutions: Vec::new() });
+        self.proxy_flights += usize::from(for_proxy);
+        self.flights.insert(id, Flight { lookup, for_proxy, armed, clients: Vec::new(), resolutions: Vec::new() });
         (id, step)
     }
 
@@ -143,6 +146,7 @@ impl Core {
 
     fn complete(&mut self, id: u64, outcome: Result<Arc<Answer>, Failure>, now: Instant) {
         let Some(flight) = self.flights.remove(&id) else { return };
+        self.proxy_flights -= usize::from(flight.for_proxy);
         let key = flight.lookup.key;
         self.by_key.remove(&key);
         self.timers.remove(&(flight.armed, Timer::Lookup(id)));
@@ -154,9 +158,9 @@ impl Core {
             self.close_peer(allowed.asked.client.peer.ip());
             match &outcome {
                 Ok(answer) => self.deliver(allowed, Arc::clone(answer), 0, now),
-                Err(Failure::Timeout) => self.fail(allowed, "upstream_timeout", now),
-                Err(Failure::Upstream) => self.fail(allowed, "upstream_failed", now),
-                Err(Failure::Overload) => self.fail(allowed, "overload", now),
+                Err(Failure::Timeout) => self.fail(allowed, "upstream_timeout"),
+                Err(Failure::Upstream) => self.fail(allowed, "upstream_failed"),
+                Err(Failure::Overload) => self.fail(allowed, "overload"),
             }
         }
         for resolution in flight.resolutions {

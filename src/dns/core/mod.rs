@@ -37,6 +37,8 @@ use super::message::{self, Incoming, Query, Transport};
 use super::random::Random;
 use flights::{Flight, Resolution};
 
+pub(in crate::dns) use flights::{LOOKUPS_CLIENTS, LOOKUPS_PROXY};
+
 /// How long a question of an unknown address of a managed network waits for Docker.
 const HOLD: Duration = Duration::from_secs(1);
 /// Held questions in all: one container start has two or three, and a hundred may start at once.
@@ -138,6 +140,8 @@ pub(in crate::dns) struct Core {
     pub(in crate::dns) counters: Counters,
     held: VecDeque<Asked>,
     flights: HashMap<u64, Flight>,
+    /// How many of them the proxy began.
+    proxy_flights: usize,
     by_key: HashMap<Key, u64>,
     grants: HashMap<u64, Granting>,
     open: HashMap<IpAddr, u32>,
@@ -165,6 +169,7 @@ impl Core {
             counters: Counters::default(),
             held: VecDeque::new(),
             flights: HashMap::new(),
+            proxy_flights: 0,
             by_key: HashMap::new(),
             grants: HashMap::new(),
             open: HashMap::new(),
@@ -210,7 +215,10 @@ impl Core {
             }
             Incoming::Refused(refusal) => {
                 self.counters.total += 1;
-                let stranger = matches!(self.identify(client.peer.ip(), now), Peer::Stranger);
+                let peer = self.identify(client.peer.ip(), now);
+                let stranger = matches!(peer, Peer::Stranger);
+                let reason = if stranger { "unknown_peer" } else { "refused_question" };
+                self.record(client, now, &peer, refusal.question.as_ref(), Outcome::block(reason, None));
                 if let Some(bytes) = refusal.to_wire(stranger.then_some(ResponseCode::Refused)) {
                     self.actions.push(Action::Reply { client, bytes });
                 }
@@ -219,7 +227,7 @@ impl Core {
                 self.counters.total += 1;
                 let asked = Asked { query, client, arrival: now };
                 match self.identify(client.peer.ip(), now) {
-                    Peer::Unasked => self.hold(asked, now),
+                    Peer::Unasked => self.hold(asked),
                     peer => self.judge(asked, peer, now),
                 }
             }
@@ -252,15 +260,15 @@ impl Core {
     }
 
     /// The kernel's answer to a grant.
-    pub(in crate::dns) fn granted(&mut self, ticket: u64, opened: bool, now: Instant) {
+    pub(in crate::dns) fn granted(&mut self, ticket: u64, opened: bool) {
         let Some(granting) = self.grants.remove(&ticket) else { return };
         self.timers.remove(&(granting.deadline, Timer::Grant(ticket)));
         let Granting { allowed, answer, age, .. } = granting;
         self.close_peer(allowed.asked.client.peer.ip());
         if opened {
-            self.send(allowed, &answer, age, now);
+            self.send(allowed, &answer, age);
         } else {
-            self.fail(allowed, "grant_failed", now);
+            self.fail(allowed, "grant_failed");
         }
     }
 
@@ -268,7 +276,7 @@ impl Core {
     pub(in crate::dns) fn tick(&mut self, now: Instant) {
         while self.held.front().is_some_and(|asked| asked.arrival + HOLD <= now) {
             if let Some(asked) = self.held.pop_front() {
-                self.refuse(asked, now);
+                self.refuse(asked);
             }
         }
         while let Some((_, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
@@ -278,7 +286,7 @@ impl Core {
                 }
                 Timer::Grant(ticket) => {
                     tracing::warn!(target: "dns", "the bridge did not open a direct flow in time");
-                    self.granted(ticket, false, now);
+                    self.granted(ticket, false);
                 }
             }
         }
@@ -288,11 +296,11 @@ impl Core {
         Peer::identify(&self.snapshot.directory, &self.extra_peers, address, arrival)
     }
 
-    fn hold(&mut self, asked: Asked, now: Instant) {
+    fn hold(&mut self, asked: Asked) {
         let address = asked.client.peer.ip().to_canonical();
         let of_peer = self.held.iter().filter(|held| held.client.peer.ip().to_canonical() == address).count();
         if self.held.len() >= HELD_MAX || of_peer >= HELD_PER_PEER {
-            return self.refuse(asked, now);
+            return self.refuse(asked);
         }
         // Docker is asked once for each address; again when a directory came that was older than the question.
         if let (0, IpAddr::V4(address)) = (of_peer, address) {
@@ -303,16 +311,16 @@ impl Core {
 
     fn judge(&mut self, asked: Asked, peer: Peer, now: Instant) {
         if !matches!(peer, Peer::Container(_) | Peer::Extra) {
-            return self.refuse(asked, now);
+            return self.refuse(asked);
         }
         match filter::judge(&self.judge, &self.snapshot.rules, &asked.query, &peer) {
             Judgement::Block { reason, rule } => {
                 let bytes = asked.query.no_such_name();
-                self.finish(asked, &peer, Outcome::block(reason, rule), bytes, now);
+                self.finish(asked, &peer, Outcome::block(reason, rule), bytes);
             }
             Judgement::Empty { rule } => {
                 let bytes = asked.query.no_data();
-                self.finish(asked, &peer, Outcome::allow("no_data", rule), bytes, now);
+                self.finish(asked, &peer, Outcome::allow("no_data", rule), bytes);
             }
             Judgement::Resolve { key, rule } => {
                 let allowed = Allowed { asked, peer, rule, name: key.name.clone() };

@@ -1,0 +1,57 @@
+//! Bytes that nobody sensible sends.
+
+use proptest::prelude::*;
+
+use super::*;
+
+proptest! {
+    #[test]
+    fn random_bytes_of_a_client_never_panic_and_never_get_records(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let mut world = World::new();
+        world.core.received(client(CONTAINER), &bytes, world.now);
+        for action in world.core.actions() {
+            if let Action::Reply { bytes, .. } = action {
+                let message = Message::from_vec(&bytes).unwrap();
+                prop_assert!(message.answers.is_empty());
+                prop_assert_eq!(message.metadata.message_type, MessageType::Response);
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_question_is_answered_only_as_what_it_says(at in 0_usize..32, value in any::<u8>()) {
+        let mut world = World::new();
+        let mut bytes = with_edns(query("www.no.example.", RecordType::A), 1232, true).to_vec().unwrap();
+        let at = at % bytes.len();
+        bytes[at] = value;
+        world.core.received(client(CONTAINER), &bytes, world.now);
+        for action in world.core.actions() {
+            if let Action::Reply { bytes: sent, .. } = action {
+                let message = Message::from_vec(&sent).unwrap();
+                prop_assert_eq!(message.metadata.id.to_be_bytes(), [bytes[0], bytes[1]]);
+                prop_assert!(message.answers.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_messages_of_upstream_never_panic(damage in proptest::collection::vec((0_usize..200, any::<u8>()), 1..8)) {
+        let mut world = World::new();
+        let (lookup, sent) = asked(&world.ask(&query("www.ok.example.", RecordType::A)));
+        let records = [a("www.ok.example.", "93.184.216.34"), soa("ok.example.", 1, 1)];
+        let mut bytes = answer(&sent, &records).to_vec().unwrap();
+        for (at, value) in damage {
+            let at = at % bytes.len();
+            bytes[at] = value;
+        }
+        world.core.answered(lookup, &bytes, world.now);
+        for action in world.core.actions() {
+            if let Action::Reply { bytes, .. } = action {
+                for record in Message::from_vec(&bytes).unwrap().answers {
+                    let address = answer_module::address(&record);
+                    prop_assert!(address.is_none_or(|address| crate::names::special_purpose(address).is_none()));
+                }
+            }
+        }
+    }
+}
