@@ -14,8 +14,8 @@
 //! | `load`, `lint` | all of it together, with every error and warning |
 
 mod check;
-mod condition;
 mod command;
+mod condition;
 mod context;
 mod definitions;
 mod expression;

@@ -1,0 +1,330 @@
+//! The `outcall` binary against a daemon played by a thread: what it asks, what it prints, how it exits.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+
+/// What was asked: method, path and body.
+type Asked = (String, String, String);
+
+/// A daemon that gives set answers by method and path.
+struct Daemon {
+    directory: PathBuf,
+    socket: PathBuf,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    fn new(answers: Vec<(&'static str, u16, Value)>) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("outcall-cli-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let socket = directory.join("host.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (log, ended) = (Arc::clone(&asked), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                serve(stream, &answers, &log);
+            }
+        });
+        Daemon { directory, socket, asked, stop, thread: Some(thread) }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        outcall().arg("--socket").arg(&self.socket).args(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must succeed and gives what it printed.
+    fn prints(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*stderr), (Some(0), ""), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn last_asked(&self) -> Asked {
+        self.asked.lock().unwrap().last().cloned().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the accept.
+        let _ = std::os::unix::net::UnixStream::connect(&self.socket);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn serve(stream: std::os::unix::net::UnixStream, answers: &[(&str, u16, Value)], log: &Mutex<Vec<Asked>>) {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    if reader.read_line(&mut line).unwrap_or(0) == 0 {
+        return;
+    }
+    let (method, path) = match line.split(' ').collect::<Vec<_>>()[..] {
+        [method, path, _] => (method.to_owned(), path.to_owned()),
+        _ => panic!("no request line: {line}"),
+    };
+    let mut length = 0;
+    loop {
+        let mut field = String::new();
+        reader.read_line(&mut field).unwrap();
+        if let Some(value) = field.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if field == "\r\n" {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let key = format!("{method} {path}");
+    log.lock().unwrap().push((method, path, String::from_utf8(body).unwrap()));
+    let missing = (404, json!({"success":false,"error":format!("no such resource: {key}")}));
+    let (status, answer) = answers
+        .iter()
+        .find(|(known, _, _)| *known == key)
+        .map_or(missing, |(_, status, answer)| (*status, answer.clone()));
+    let text = format!("{answer}\n");
+    let head =
+        format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", text.len());
+    let _ = reader.get_mut().write_all(format!("{head}{text}").as_bytes());
+}
+
+fn outcall() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outcall"));
+    command.stdin(Stdio::null()).env_remove("NO_COLOR");
+    command
+}
+
+fn ok(data: &Value) -> Value {
+    json!({"success":true,"data":data})
+}
+
+fn bridge() -> Value {
+    json!({"name":"outcall0","up":true,"index":12,"nftables_active":true,"nftables":"active"})
+}
+
+fn text_of(output: &[u8]) -> String {
+    String::from_utf8(output.to_vec()).unwrap()
+}
+
+#[test]
+fn bridge_status_for_people_and_for_scripts() {
+    let daemon = Daemon::new(vec![("GET /api/v1/bridge", 200, ok(&bridge()))]);
+    let text = daemon.prints(&["bridge", "status"]);
+    assert_eq!(text, "Bridge:    outcall0\nState:     up\nIndex:     12\nnftables:  active\n");
+    let data: Value = serde_json::from_str(&daemon.prints(&["bridge", "status", "--json"])).unwrap();
+    assert_eq!(data, bridge());
+}
+
+#[test]
+fn bridge_up_and_down_post_without_a_body() {
+    let daemon = Daemon::new(vec![
+        ("POST /api/v1/bridge/up", 200, ok(&bridge())),
+        ("POST /api/v1/bridge/down", 500, json!({"success":false,"error":"cannot delete outcall0: busy"})),
+    ]);
+    daemon.prints(&["bridge", "up"]);
+    assert_eq!(daemon.last_asked().2, "");
+    let output = daemon.run(&["bridge", "down"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text_of(&output.stderr), "error: cannot delete outcall0: busy\n");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn an_absent_daemon_is_named_with_exit_code_one() {
+    for arguments in [&["bridge", "status"][..], &[]] {
+        let output = outcall().args(["--socket", "/nonexistent/host.sock"]).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let expected = "error: cannot connect to outcalld at /nonexistent/host.sock — is it running?\n";
+        assert_eq!(text_of(&output.stderr), expected);
+    }
+}
+
+#[test]
+fn bad_arguments_exit_with_two_and_a_suggestion() {
+    let run = |arguments: &[&str]| {
+        let output = outcall().args(arguments).output().unwrap();
+        (output.status.code(), text_of(&output.stderr))
+    };
+    let (code, text) = run(&["brige", "status"]);
+    assert!(code == Some(2) && text.contains("'bridge'"), "{text}");
+    assert_eq!(run(&["bridge"]).0, Some(2));
+    assert_eq!(run(&["dns", "test"]).0, Some(2));
+    assert_eq!(run(&["dns", "test", "a", "--type", "no type"]).0, Some(2));
+    assert_eq!(run(&["rules", "test", "true"]).0, Some(2));
+    let help = outcall().arg("--help").output().unwrap();
+    assert_eq!(help.status.code(), Some(0));
+    for group in ["bridge", "dns", "proxy", "network", "rules"] {
+        assert!(text_of(&help.stdout).contains(group), "{group}");
+    }
+}
+
+#[test]
+fn dns_test_asks_the_rules_about_the_name() {
+    let verdict = json!({"decision":"allow","matched_rule":"allow-x","file":"x.yaml","logged":false});
+    let daemon = Daemon::new(vec![("POST /api/v1/rule/evaluate", 200, ok(&verdict))]);
+    let text = daemon.prints(&["dns", "test", "Example.com", "--type", "aaaa"]);
+    assert_eq!(text, "Query:     Example.com AAAA\nDecision:  allow\nRule:      allow-x\nFile:      x.yaml\n");
+    let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
+    assert_eq!(asked, json!({"context":{"dns":{"query":"Example.com","record_type":"AAAA"}}}));
+}
+
+#[test]
+fn dns_cache_with_and_without_entries() {
+    let stats = json!({"entries":1,"max_entries":10000,"hits":2,"misses":3,"evictions":0});
+    let entry =
+        json!({"hostname":"example.com","record_type":"A","ttl_remaining_secs":60,"cached_at":"2026-11-24T00:00:00Z"});
+    let both = json!({"stats":stats,"entries":[entry]});
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/dns/cache", 200, ok(&stats)),
+        ("GET /api/v1/dns/cache?entries=true", 200, ok(&both)),
+        ("POST /api/v1/dns/cache/flush", 200, ok(&json!({"entries_flushed":1}))),
+    ]);
+    assert!(daemon.prints(&["dns", "cache"]).starts_with("Entries:    1 of 10000\n"));
+    let text = daemon.prints(&["dns", "cache", "--entries"]);
+    assert!(
+        text.contains("NAME         TYPE  TTL   CACHED AT\nexample.com  A     60 s  2026-11-24T00:00:00Z\n"),
+        "{text}"
+    );
+    let data: Value = serde_json::from_str(&daemon.prints(&["dns", "cache", "--entries", "--json"])).unwrap();
+    assert_eq!(data, both);
+    assert_eq!(daemon.prints(&["dns", "flush"]), "Flushed 1 answer from the DNS cache.\n");
+}
+
+#[test]
+fn network_commands_send_what_was_typed() {
+    let status = json!({"exists":true,"network_id":"abc","name":"outcall-x","subnet":"10.200.0.0/24","gateway":"10.200.0.1",
+        "bridge":"oc-1","containers":[{"name":"writer-1","ipv4_address":"10.200.0.2"}]});
+    let made =
+        json!({"network_id":"abc","name":"outcall-x","subnet":"10.9.0.0/24","gateway":"10.9.0.1","created":true});
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/network?name=x%2Fy", 200, ok(&status)),
+        ("GET /api/v1/networks", 200, ok(&json!([status]))),
+        ("POST /api/v1/network/create", 201, ok(&made)),
+        ("POST /api/v1/network/destroy", 409, json!({"success":false,"error":"in use by writer-1"})),
+    ]);
+    let text = daemon.prints(&["network", "status", "--name", "x/y"]);
+    assert!(text.contains("CONTAINER  ADDRESS\nwriter-1   10.200.0.2\n"), "{text}");
+    assert!(
+        daemon.prints(&["network", "list"]).starts_with("NETWORK    SUBNET         GATEWAY     BRIDGE  CONTAINERS\n")
+    );
+    daemon.prints(&["network", "create", "--name", "x", "--subnet", "10.9.0.0/24"]);
+    let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
+    assert_eq!(asked, json!({"name":"x","subnet":"10.9.0.0/24"}));
+    let output = daemon.run(&["network", "destroy"]);
+    assert_eq!((output.status.code(), text_of(&output.stderr).as_str()), (Some(1), "error: in use by writer-1\n"));
+    assert_eq!(daemon.last_asked().2, "{}");
+}
+
+#[test]
+fn rules_are_listed_shown_reloaded_and_tested() {
+    let row = json!({"id":"a","file":"x.yaml","action":"block","condition_preview":"true","description":null,"priority":10,
+        "hits":3,"errors":0,"last_hit":null});
+    let one = json!({"id":"a","file":"x.yaml","condition":"true","action":"allow","log":true,"description":"d","priority":10,
+        "egress":{"mode":"direct_ip","ports":[80,443],"allow_private_ips":false,"match_body":false}});
+    let errors = "a.yaml:3: rule x: unknown action\nb.yaml:1: no version";
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/rules", 200, ok(&json!([row]))),
+        ("GET /api/v1/rule/a", 200, ok(&one)),
+        ("POST /api/v1/rules/reload", 422, json!({"success":false,"error":errors})),
+        ("POST /api/v1/rule/test", 200, ok(&json!({"result":null,"error":"http.host is unknown"}))),
+    ]);
+    assert!(daemon.prints(&["rules", "list"]).contains("10    a   block   3     0       -         x.yaml  true\n"));
+    let text = daemon.prints(&["rules", "show", "a"]);
+    assert!(text.contains("Ports:        80, 443\n") && text.contains("Egress:       direct_ip\n"), "{text}");
+    let output = daemon.run(&["rules", "show", "none"]);
+    assert_eq!(output.status.code(), Some(1));
+    let output = daemon.run(&["rules", "reload"]);
+    assert_eq!((output.status.code(), text_of(&output.stderr)), (Some(1), format!("error: {errors}\n")));
+
+    let context = daemon.directory.join("context.json");
+    std::fs::write(&context, r#"{"http":{"host":"a"}}"#).unwrap();
+    let output = daemon.run(&["rules", "test", "http.host == 'a'", "--context", context.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text_of(&output.stdout).contains("Error:   http.host is unknown\n"));
+    let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
+    assert_eq!(asked, json!({"expression":"http.host == 'a'","context":{"http":{"host":"a"}}}));
+    std::fs::write(&context, "[1]").unwrap();
+    assert_eq!(daemon.run(&["rules", "test", "true", "--context", context.to_str().unwrap()]).status.code(), Some(2));
+    assert_eq!(daemon.run(&["rules", "test", "true", "--context", "/nonexistent"]).status.code(), Some(1));
+}
+
+#[test]
+fn the_bare_command_shows_the_state_and_the_next_step() {
+    let parts = json!({"bridge":{"ok":true},"docker":{"ok":false,"reason":"connect: no such file"}});
+    let ready = json!({"ready":false,"parts":parts,"warnings":["w1"]});
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/ready", 503, json!({"success":false,"error":"not ready: docker","data":ready})),
+        ("GET /api/v1/bridge", 200, ok(&bridge())),
+        ("GET /api/v1/rules", 200, ok(&json!([]))),
+        ("GET /api/v1/networks", 503, json!({"success":false,"error":"docker is away"})),
+    ]);
+    let text = daemon.prints(&[]);
+    assert!(text.contains("Bridge:     outcall0 up, nftables active\n"), "{text}");
+    assert!(text.contains("Not ready:  docker: connect: no such file\n"), "{text}");
+    assert!(text.contains("Error:      docker is away\n") && text.contains("\nNext: "), "{text}");
+    let data: Value = serde_json::from_str(&daemon.prints(&["--json"])).unwrap();
+    assert_eq!((&data["ready"]["ready"], &data["rules"]["rules"]), (&json!(false), &json!(0)));
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let rows: Vec<Value> = (0..20_000)
+        .map(|n| {
+            json!({"id":format!("r{n}"),"file":"x.yaml","action":"block","condition_preview":"true","description":null,
+                "priority":10,"hits":3,"errors":0,"last_hit":null})
+        })
+        .collect();
+    let daemon = Daemon::new(vec![("GET /api/v1/rules", 200, ok(&Value::from(rows)))]);
+    let mut child = outcall()
+        .arg("--socket")
+        .arg(&daemon.socket)
+        .args(["rules", "list"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("PRIO"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text_of(&output.stderr).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn text_from_the_daemon_cannot_drive_the_terminal() {
+    let evil = json!({"name":"x\u{1b}]0;owned\u{7}","up":true,"index":1,"nftables_active":true,"nftables":"active"});
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/bridge", 200, ok(&evil)),
+        ("GET /api/v1/dns", 500, json!({"success":false,"error":"\u{1b}[2J"})),
+    ]);
+    assert!(!daemon.prints(&["bridge", "status"]).contains('\u{1b}'));
+    assert!(!text_of(&daemon.run(&["dns", "status"]).stderr).contains('\u{1b}'));
+}
+
+#[test]
+fn an_answer_that_is_no_envelope_is_said_so() {
+    let daemon = Daemon::new(vec![("GET /api/v1/bridge", 200, json!(["what"]))]);
+    let output = daemon.run(&["bridge", "status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text_of(&output.stderr).contains("GET /bridge"), "{}", text_of(&output.stderr));
+}
