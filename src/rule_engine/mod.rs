@@ -7,10 +7,12 @@
 //! | `source` | the files of a directory |
 //! | `yaml`, `file` | YAML within a budget; the shape of a rule file |
 //! | `definitions` | `$name` |
-//! | `guarded` | the child process that tries hostile input first |
+//! | `guarded`, `vetting` | the child process that tries hostile input first |
 //! | `expression`, `check`, `literal`, `pattern` | CEL: caps, parser, allowlist, normal forms, regular expressions |
 //! | `condition`, `facts`, `field` | evaluation with unknown fields |
 //! | `index`, `ruleset` | the decision |
+//! | `document`, `views` | questions as JSON; what the operator API shows |
+//! | `engine` | the thread: reloads and tests |
 //! | `load`, `lint` | all of it together, with every error and warning |
 
 mod check;
@@ -18,6 +20,8 @@ mod command;
 mod condition;
 mod context;
 mod definitions;
+mod document;
+mod engine;
 mod expression;
 mod facts;
 mod field;
@@ -31,12 +35,18 @@ mod model;
 mod pattern;
 mod ruleset;
 mod source;
+mod vetting;
+mod views;
 mod yaml;
 
 pub use command::RuleEngineCommand;
 pub use context::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
-pub use guarded::Guard;
+pub use document::ContextDocument;
+pub use engine::{RuleEngine, RuleEngineCommand, RuleEngineConfig};
+pub use guarded::{GUARDED_ARGUMENT, Guard};
 pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_report, load, load_sources};
 pub use model::{Action, Egress, EgressMode, Rule};
 pub use ruleset::{Decision, RuleSet};
 pub use source::Source;
+pub use vetting::guarded_child_main;
+pub use views::test_expression;
