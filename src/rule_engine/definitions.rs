@@ -169,6 +169,27 @@ fn pieces(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
+/// The bytes of a condition outside its string literals and comments, with their places.
+pub(super) fn code_bytes(text: &str) -> impl Iterator<Item = (usize, u8)> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let byte = *bytes.get(at)?;
+            match byte {
+                b'"' | b'\'' => at = literal_end(text, at),
+                b'/' if bytes.get(at + 1) == Some(&b'/') => {
+                    at = text[at..].find('\n').map_or(bytes.len(), |newline| at + newline);
+                }
+                _ => {
+                    at += 1;
+                    return Some((at - 1, byte));
+                }
+            }
+        }
+    })
+}
+
 /// Where the string literal whose opening quote is at `open` ends; the end of the text if it does not.
 fn literal_end(text: &str, open: usize) -> usize {
     let bytes = text.as_bytes();
