@@ -1,10 +1,39 @@
 //! Docker's containers and networks: a blocking client on a thread of its own.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `transport`, `client` | HTTP over the Unix socket, API version, errors |
+//! | `engine` | the calls made and the JSON read |
+//! | `stream` | the reader of `/events` |
+//! | `view` | what Docker said, and the [`Directory`] that follows |
+//! | `resolver_guard` | containers whose names would be resolved past every rule |
+//! | `network_ops` | making and removing networks |
+//! | `start`, `manager` | the "network" step of the start, and the thread |
+//! | `sandbox` | a container's init process, before Docker tells it |
+//! | `peer` | who may use DNS and proxy |
 
+mod client;
 mod directory;
+pub mod engine;
+mod manager;
+mod network_ops;
 mod peer;
+mod resolver_guard;
+mod sandbox;
+mod start;
+mod stream;
+mod tasks;
+mod transport;
+mod view;
+mod warnings;
 
+pub use client::{Client, DockerError};
 pub use directory::{Directory, Endpoint, Ipv4Net, Ipv4NetError, ManagedNetwork, agent_name};
+pub use manager::DockerManager;
 pub use peer::{Peer, PeerRange};
+pub use resolver_guard::HostFiles;
+pub use sandbox::init_pid;
+pub use start::{DockerConfig, DockerLinks, StartError};
 
 use crate::api;
 use crate::event_loop::Reply;
@@ -22,10 +51,21 @@ pub enum DockerCommand {
     Network(api::NetworkSelect, Reply<Result<api::NetworkStatus, DockerFailure>>),
     /// All managed networks.
     Networks(Reply<Result<Vec<api::NetworkStatus>, DockerFailure>>),
+    /// From the manager's own helper threads.
+    Noticed(Notice),
     /// Answered at once by a living thread.
     Ping(Reply<()>),
     /// Finish.
     Stop,
+}
+
+/// What the manager's helper threads tell it; only they can make one.
+pub struct Notice(manager::Noticed);
+
+impl Notice {
+    fn stream(change: stream::Change) -> Self {
+        Notice(manager::Noticed::Stream(change))
+    }
 }
 
 /// Why a Docker command failed; `status` is the operator API's HTTP status.

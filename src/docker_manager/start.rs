@@ -1,0 +1,167 @@
+//! The "network" step of the daemon's start: default network, bridges, the first directory.
+//!
+//! Owns: what may stop a start, and what only delays it (Docker alone may be away). Does not own: the thread
+//! (`manager`), the operations themselves (`network_ops`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::manager::judge_list;
+use super::network_ops::NetworkOps;
+use super::view::Facts;
+use super::{DockerCommand, DockerFailure, DockerManager, HostFiles, Ipv4Net, engine};
+use crate::bridge::BridgeCommand;
+use crate::daemon::Readiness;
+use crate::daemon::control::ControlMessage;
+use crate::event_loop::{Address, Mailbox};
+use crate::events::EventSink;
+use crate::network::DEFAULT_NETWORK;
+
+/// One read at the start: Docker may be starting too.
+const START_READ: Duration = Duration::from_secs(2);
+/// All inspections of containers together; those that are left are made once the thread runs.
+const INSPECTIONS: Duration = Duration::from_secs(2);
+/// One of them: a container that is starting does not answer.
+const INSPECTION: Duration = Duration::from_millis(100);
+
+/// What the flags say.
+#[derive(Clone, Debug)]
+pub struct DockerConfig {
+    /// `--docker-socket`.
+    pub socket: PathBuf,
+    /// `--bridge`.
+    pub bridge: String,
+    /// `--subnet-block`.
+    pub subnet_block: Ipv4Net,
+    /// Where the host's resolver is configured.
+    pub files: HostFiles,
+}
+
+/// The ways to the other parts.
+pub struct DockerLinks {
+    /// Takes directories.
+    pub control: Address<ControlMessage>,
+    /// Makes bridges; its thread must run already.
+    pub bridge: Address<BridgeCommand>,
+    /// Takes events.
+    pub events: EventSink,
+    /// Told about Docker.
+    pub readiness: Readiness,
+    /// The manager's own mailbox, for its helper threads.
+    pub own: Address<DockerCommand>,
+}
+
+/// Why the network step failed; each message says what to do.
+#[derive(Debug)]
+pub enum StartError {
+    /// The default network cannot be used or made.
+    Network(DockerFailure),
+    /// Its bridge cannot be made.
+    Bridge {
+        /// Link name.
+        bridge: String,
+        /// What the bridge thread said.
+        reason: String,
+    },
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Network(failure) => f.write_str(&failure.message),
+            StartError::Bridge { bridge, reason } => write!(f, "cannot prepare bridge {bridge}: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl DockerManager {
+    /// Makes or finds the default network, has the bridges of all managed networks made, and reads the directory.
+    /// Without Docker it succeeds too, with an empty directory, and goes on trying once it runs.
+    ///
+    /// # Errors
+    /// [`StartError`]: Docker answers, but the default network cannot be what it must be.
+    pub fn start(
+        config: DockerConfig,
+        links: DockerLinks,
+        poll: mio::Poll,
+        mailbox: Mailbox<DockerCommand>,
+    ) -> Result<DockerManager, StartError> {
+        let ops = NetworkOps {
+            client: Client::new(&config.socket),
+            bridge: links.bridge.clone(),
+            default_bridge: config.bridge.clone(),
+            subnet_block: config.subnet_block,
+        };
+        let mut manager = DockerManager::new(config, links, ops, poll, mailbox);
+        match manager.first_reading() {
+            Ok(()) => {
+                manager.links.readiness.set("docker", Ok(()));
+                Ok(manager)
+            }
+            Err(First::Away(reason)) => {
+                manager.view.directory();
+                manager.away(reason);
+                Ok(manager)
+            }
+            Err(First::Fatal(error)) => Err(error),
+        }
+    }
+
+    fn first_reading(&mut self) -> Result<(), First> {
+        let created = self.ops.create(&crate::api::NetworkCreate::default()).map_err(|failure| {
+            if failure.status == 503 {
+                First::Away(failure.message)
+            } else {
+                First::Fatal(StartError::Network(failure))
+            }
+        })?;
+        tracing::info!(target: "network", name = created.name, subnet = created.subnet, gateway = created.gateway,
+            created = created.created, "default network");
+        let all = engine::networks(&self.ops.client, START_READ).map_err(|error| First::Away(error.to_string()))?;
+        let (managed, look_alikes) = judge_list(&all, &self.ops.default_bridge);
+        for network in &managed {
+            // The default network's bridge was made with it.
+            if network.name != DEFAULT_NETWORK {
+                if let Err(reason) = self.ops.ensure_bridge(network) {
+                    // Its containers have no network then, which is closed; the others work.
+                    tracing::error!(target: "network", network = network.name, reason, "cannot prepare a bridge");
+                    self.links.readiness.warn(&format!("bridge/{}", network.bridge), Some(reason));
+                }
+            } else if network.id != created.network_id {
+                let reason = format!("Docker has two networks named {DEFAULT_NETWORK}: remove one");
+                return Err(First::Fatal(StartError::Bridge { bridge: network.bridge.clone(), reason }));
+            }
+        }
+        self.look_alikes = look_alikes;
+        self.view.listed(managed);
+        for id in self.view.network_ids() {
+            let asked = Instant::now();
+            let network = engine::network(&self.ops.client, &id, START_READ);
+            let network = network.map_err(|error| First::Away(error.to_string()))?;
+            self.view.inspected(&id, network.containers, asked);
+        }
+        let deadline = Instant::now() + INSPECTIONS;
+        for id in self.view.containers() {
+            if Instant::now() >= deadline {
+                break;
+            }
+            match engine::container(&self.ops.client, &id, INSPECTION) {
+                Ok(container) => drop(self.view.learnt(&id, Facts::from(container))),
+                // It is starting or gone; the event stream tells more once the thread runs.
+                Err(error) => tracing::debug!(target: "docker_manager", container = id, %error, "not inspected"),
+            }
+        }
+        self.guard();
+        self.view.directory();
+        Ok(())
+    }
+}
+
+enum First {
+    Away(String),
+    Fatal(StartError),
+}
