@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use outcall::docker_manager::{Directory, DockerCommand, ManagedNetwork};
 use outcall::event_loop::{Address, Mailbox, Reply, mailbox, reply_channel};
 use outcall::events::{Event, EventSink, Verdict};
 use outcall::names::HostName;
-use outcall::rule_engine::{Action, Context, Decision, Egress, EgressMode, Rule, RuleSet};
+use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -41,41 +41,15 @@ fn end<T>(capacity: usize) -> (mio::Poll, Address<T>, Mailbox<T>) {
 }
 
 fn empty_snapshot(generation: u64) -> Arc<Snapshot> {
-    Arc::new(Snapshot {
-        generation,
-        rules: Arc::new(RuleSet::block_all()),
-        directory: Arc::new(Directory::empty(Instant::now())),
-    })
+    Arc::new(Snapshot { generation, rules: rules(), directory: Arc::new(Directory::empty(Instant::now())) })
 }
 
 /// Allows every name under `ok.example`.
-fn judge(_: &RuleSet, context: &Context<'_>) -> Decision {
-    let name = context.dns.query.unwrap();
-    let rule = (name == "ok.example" || name.ends_with(".ok.example")).then(|| {
-        Arc::new(Rule {
-            id: "ok".into(),
-            file: "test.yaml".into(),
-            order: 0,
-            description: None,
-            condition: "".into(),
-            expanded: "".into(),
-            action: Action::Allow,
-            priority: 100,
-            log: false,
-            egress: Some(Egress {
-                mode: EgressMode::Proxy,
-                ports: Vec::new(),
-                allow_private_ips: false,
-                match_body: false,
-            }),
-            explicit_egress: false,
-            hits: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            last_hit_ms: AtomicI64::new(0),
-        })
-    });
-    let action = if rule.is_some() { Action::Allow } else { Action::Block };
-    Decision { action, rule, wants_address: false, could_intercept: None }
+fn rules() -> Arc<RuleSet> {
+    let text =
+        "version: '1'\nrules:\n  - { id: ok, condition: 'dns.query.endsWith(\".ok.example\")', action: allow }\n";
+    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    load_sources(&[Source { name: "test.yaml".to_owned(), text: text.to_owned() }], &options, None).unwrap().set
 }
 
 fn loopback_config(upstreams: Vec<SocketAddr>) -> DnsConfig {
@@ -98,7 +72,7 @@ impl Filter {
         let events_sink = EventSink::new(sender);
         let own = commands.clone();
         let links = DnsLinks { control, docker, bridge, own, events: events_sink, readiness: readiness.clone() };
-        let server = DnsServer::start_judging(config, links, poll, mail, snapshot, Box::new(judge))?;
+        let server = DnsServer::start(config, links, poll, mail, snapshot)?;
         let address = server.local_addresses().first().copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
         let thread = std::thread::Builder::new().name("dns".to_owned()).spawn(move || server.run()).unwrap();
         Ok(Filter {

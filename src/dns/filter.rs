@@ -9,13 +9,10 @@ use hickory_proto::rr::RecordType;
 
 use crate::docker_manager::Peer;
 use crate::names::HostName;
-use crate::rule_engine::{Action, Context, Decision, Dns, Rule, RuleSet};
+use crate::rule_engine::{Action, Context, Dns, Rule, RuleSet};
 
 use super::cache::Key;
 use super::message::{Query, type_text};
-
-/// Asks the rules: [`RuleSet::decide`], or a stand-in in tests.
-pub type Judge = Box<dyn Fn(&RuleSet, &Context<'_>) -> Decision + Send>;
 
 /// What becomes of a question.
 pub(super) enum Judgement {
@@ -28,7 +25,7 @@ pub(super) enum Judgement {
 }
 
 /// Judges `query` of `peer`, who may ask.
-pub(super) fn judge(judge: &Judge, rules: &RuleSet, query: &Query, peer: &Peer) -> Judgement {
+pub(super) fn judge(rules: &RuleSet, query: &Query, peer: &Peer) -> Judgement {
     let Ok(name) = HostName::parse(&query.question.name().to_ascii()) else {
         return Judgement::Block { reason: "bad_name", rule: None };
     };
@@ -38,7 +35,7 @@ pub(super) fn judge(judge: &Judge, rules: &RuleSet, query: &Query, peer: &Peer) 
     let record_type = query.record_type();
     let type_name = type_text(record_type);
     let dns = Dns { query: Some(name.as_str()), record_type: Some(&type_name) };
-    let decision = judge(rules, &Context { agent: peer.agent(), dns, ..Context::default() });
+    let decision = rules.decide(&Context { agent: peer.agent(), dns, ..Context::default() });
     match (decision.action, decision.rule) {
         (Action::Allow, Some(rule)) if matches!(record_type, RecordType::HTTPS | RecordType::SVCB) => {
             // They hand out addresses and ECH keys past every check of addresses and of server names.

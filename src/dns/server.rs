@@ -16,13 +16,11 @@ use crate::bridge::BridgeCommand;
 use crate::daemon::{Snapshot, Subsystem, control::ControlMessage};
 use crate::docker_manager::DockerCommand;
 use crate::event_loop::{MAILBOX, Mailbox, Reply};
-use crate::rule_engine::RuleSet;
 
 use super::asking::Asking;
 use super::config::{DnsConfig, DnsLinks, StartError, check_upstreams, reachability};
 use super::core::{Action, Client, Core, LOOKUPS_CLIENTS, LOOKUPS_PROXY};
 use super::datagrams::{self, Batch};
-use super::filter::Judge;
 use super::listeners::{self, Pair};
 use super::message::Transport;
 use super::streams::{Reading, Session};
@@ -96,26 +94,9 @@ impl DnsServer {
         mailbox: Mailbox<DnsCommand>,
         initial: Arc<Snapshot>,
     ) -> Result<Self, StartError> {
-        Self::start_judging(config, links, poll, mailbox, initial, Box::new(RuleSet::decide))
-    }
-
-    /// As [`DnsServer::start`], with another judge in the place of [`RuleSet::decide`]: for tests of the wire.
-    ///
-    /// # Errors
-    /// As [`DnsServer::start`].
-    #[doc(hidden)]
-    pub fn start_judging(
-        config: DnsConfig,
-        links: DnsLinks,
-        poll: Poll,
-        mailbox: Mailbox<DnsCommand>,
-        initial: Arc<Snapshot>,
-        judge: Judge,
-    ) -> Result<Self, StartError> {
         check_upstreams(&config, &initial.directory)?;
         let wanted = listeners::wanted(config.listen, !config.extra_peers.is_empty(), &initial.directory);
-        let core =
-            Core::new(initial, judge, config.extra_peers.clone(), config.upstreams.clone(), links.events.clone());
+        let core = Core::new(initial, config.extra_peers.clone(), config.upstreams.clone(), links.events.clone());
         let mut server = DnsServer {
             poll,
             mailbox,

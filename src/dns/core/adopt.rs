@@ -72,7 +72,7 @@ impl Core {
         if !rules_changed {
             return Some(allowed);
         }
-        match filter::judge(&self.judge, &self.snapshot.rules, &allowed.asked.query, &allowed.peer) {
+        match filter::judge(&self.snapshot.rules, &allowed.asked.query, &allowed.peer) {
             Judgement::Resolve { rule, .. } => Some(Allowed { rule, ..allowed }),
             Judgement::Empty { rule } => {
                 self.close_peer(address);

@@ -31,7 +31,7 @@ use crate::rule_engine::Rule;
 use super::ResolveError;
 use super::answer::Answer;
 use super::cache::{Cache, Key};
-use super::filter::{self, Judge, Judgement};
+use super::filter::{self, Judgement};
 use super::lookup::Upstreams;
 use super::message::{self, Incoming, Query, Transport};
 use super::random::Random;
@@ -131,7 +131,6 @@ pub(in crate::dns) struct Counters {
 /// The filter.
 pub(in crate::dns) struct Core {
     snapshot: Arc<Snapshot>,
-    judge: Judge,
     extra_peers: Vec<PeerRange>,
     upstreams: Upstreams,
     random: Random,
@@ -153,14 +152,12 @@ pub(in crate::dns) struct Core {
 impl Core {
     pub(in crate::dns) fn new(
         snapshot: Arc<Snapshot>,
-        judge: Judge,
         extra_peers: Vec<PeerRange>,
         upstreams: Vec<SocketAddr>,
         events: EventSink,
     ) -> Self {
         Core {
             snapshot,
-            judge,
             extra_peers,
             upstreams: Upstreams::new(upstreams),
             random: Random::new(),
@@ -313,7 +310,7 @@ impl Core {
         if !matches!(peer, Peer::Container(_) | Peer::Extra) {
             return self.refuse(asked);
         }
-        match filter::judge(&self.judge, &self.snapshot.rules, &asked.query, &peer) {
+        match filter::judge(&self.snapshot.rules, &asked.query, &peer) {
             Judgement::Block { reason, rule } => {
                 let bytes = asked.query.no_such_name();
                 self.finish(asked, &peer, Outcome::block(reason, rule), bytes);

@@ -5,7 +5,7 @@ mod peers;
 mod questions;
 mod upstream;
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::LazyLock;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
@@ -14,7 +14,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record};
 use super::*;
 use crate::dns::answer::{self as answer_module};
 use crate::docker_manager::{Directory, Endpoint, ManagedNetwork};
-use crate::rule_engine::{self, Context, Decision, Egress, EgressMode, RuleSet};
+use crate::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
 
 const CONTAINER: &str = "10.200.0.5";
 const UPSTREAM: &str = "192.0.2.53:53";
@@ -58,49 +58,38 @@ fn snapshot(as_of: Instant, containers: &[(&str, &str)], rules: Arc<RuleSet>) ->
     Arc::new(Snapshot { generation: 1, rules, directory: Arc::new(directory) })
 }
 
-fn rule(id: &str, mode: EgressMode, allow_private_ips: bool) -> Arc<Rule> {
-    let ports = if mode == EgressMode::DirectIp { vec![443] } else { Vec::new() };
-    Arc::new(Rule {
-        id: id.into(),
-        file: "test.yaml".into(),
-        order: 0,
-        description: None,
-        condition: "".into(),
-        expanded: "".into(),
-        action: rule_engine::Action::Allow,
-        priority: 100,
-        log: false,
-        egress: Some(Egress { mode, ports, allow_private_ips, match_body: false }),
-        explicit_egress: true,
-        hits: AtomicU64::new(0),
-        errors: AtomicU64::new(0),
-        last_hit_ms: AtomicI64::new(0),
-    })
-}
-
 /// Allows what ends in `ok.example`, to agent `writer` or an extra peer; the first label says how.
-fn judge(_: &RuleSet, context: &Context<'_>) -> Decision {
-    let name = context.dns.query.unwrap();
-    let known = matches!(context.agent.name, Some("writer" | ""));
-    let rule = (known && name.ends_with("ok.example")).then(|| match name.split('.').next() {
-        Some("private") => rule("private", EgressMode::Proxy, true),
-        Some("direct") => rule("direct", EgressMode::DirectIp, false),
-        _ => rule("plain", EgressMode::Proxy, false),
-    });
-    let action = if rule.is_some() { rule_engine::Action::Allow } else { rule_engine::Action::Block };
-    Decision { action, rule, wants_address: false, could_intercept: None }
-}
+const RULES: &str = r#"
+version: "1"
+definitions:
+  ok: '(agent.name == "writer" || agent.name == "") && dns.query.endsWith(".ok.example")'
+rules:
+  - id: private
+    condition: '$ok && dns.query.startsWith("private.")'
+    action: allow
+    egress: { mode: proxy, allow_private_ips: true }
+  - id: direct
+    condition: '$ok && dns.query.startsWith("direct.")'
+    action: allow
+    egress: { mode: direct_ip, ports: [443] }
+  - id: plain
+    condition: '$ok'
+    action: allow
+"#;
 
-fn block_all(_: &RuleSet, _: &Context<'_>) -> Decision {
-    Decision { action: rule_engine::Action::Block, rule: None, wants_address: false, could_intercept: None }
+fn rules() -> Arc<RuleSet> {
+    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    load_sources(&[Source { name: "test.yaml".to_owned(), text: RULES.to_owned() }], &options, None).unwrap().set
 }
 
 impl World {
     fn new() -> Self {
         let begin = Instant::now();
-        let first = snapshot(begin, &[(CONTAINER, "c1")], Arc::new(RuleSet::block_all()));
+        // Compiled once; whoever needs another set that is equal makes it.
+        static FIRST: LazyLock<Arc<RuleSet>> = LazyLock::new(rules);
+        let first = snapshot(begin, &[(CONTAINER, "c1")], Arc::clone(&FIRST));
         let upstreams = vec![UPSTREAM.parse().unwrap(), OTHER_UPSTREAM.parse().unwrap()];
-        let core = Core::new(first, Box::new(judge), Vec::new(), upstreams, EventSink::discard());
+        let core = Core::new(first, Vec::new(), upstreams, EventSink::discard());
         World { core, now: begin + Duration::from_millis(1), begin }
     }
 

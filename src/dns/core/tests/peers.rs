@@ -60,7 +60,6 @@ fn one_container_cannot_have_all_questions_in_flight() {
 fn rules_that_change_while_a_question_waits_decide_it() {
     let mut world = World::new();
     let (lookup, sent) = asked(&world.ask(&query("www.ok.example.", RecordType::A)));
-    world.core.judge = Box::new(block_all);
     let other = snapshot(world.now, &[(CONTAINER, "c1")], Arc::new(RuleSet::block_all()));
     world.core.adopt(other, world.now);
     assert_eq!(code(&reply(&world.core.actions())), ResponseCode::NXDomain);

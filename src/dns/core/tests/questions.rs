@@ -37,7 +37,7 @@ fn a_kept_answer_counts_down_and_ends_when_the_rules_change() {
     let same = Arc::clone(&world.core.snapshot().rules);
     world.core.adopt(snapshot(world.now, &[(CONTAINER, "c1")], same), world.now);
     assert_eq!(world.core.cache.len(), 1);
-    let other = snapshot(world.now, &[(CONTAINER, "c1")], Arc::new(RuleSet::block_all()));
+    let other = snapshot(world.now, &[(CONTAINER, "c1")], rules());
     world.core.adopt(other, world.now);
     asked(&world.ask(&query("www.ok.example.", RecordType::A)));
 }
