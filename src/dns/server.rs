@@ -79,6 +79,9 @@ pub struct DnsServer {
     unread: Vec<usize>,
     unacknowledged: Option<u64>,
     rebind_at: Option<Instant>,
+    /// What was last said about addresses that cannot be bound or reached; said again only when it changes.
+    unbound: Option<String>,
+    unreachable: Option<String>,
     stop_by: Option<Instant>,
 }
 
@@ -113,6 +116,8 @@ impl DnsServer {
             unread: Vec::new(),
             unacknowledged: None,
             rebind_at: None,
+            unbound: None,
+            unreachable: None,
             stop_by: None,
         };
         for address in wanted {
@@ -405,7 +410,6 @@ impl DnsServer {
         let directory = Arc::clone(&self.core.snapshot().directory);
         let wanted = listeners::wanted(self.config.listen, !self.config.extra_peers.is_empty(), &directory);
         self.unserve(|address| wanted.contains(&address.ip()));
-        self.rebind_at = None;
         let mut failed = Vec::new();
         for address in wanted {
             if self.served.iter().any(|served| served.pair.address.ip() == address) {
@@ -413,15 +417,17 @@ impl DnsServer {
             }
             let bound = Pair::bind(address, self.config.port).map_err(|error| error.to_string());
             if let Err(error) = bound.and_then(|pair| self.serve(pair).map_err(|error| error.to_string())) {
-                tracing::error!(target: "dns", %address, %error, "a network has no DNS");
                 failed.push(error);
             }
         }
-        if failed.is_empty() {
-            self.links.readiness.set("dns", Ok(()));
-        } else {
-            self.rebind_at = Some(now + REBIND);
-            self.links.readiness.set("dns", Err(failed.join("; ")));
+        let failed = (!failed.is_empty()).then(|| failed.join("; "));
+        self.rebind_at = failed.as_ref().map(|_| now + REBIND);
+        if failed != self.unbound {
+            if let Some(failed) = &failed {
+                tracing::error!(target: "dns", "a network has no DNS: {failed}");
+            }
+            self.links.readiness.set("dns", failed.clone().map_or(Ok(()), Err));
+            self.unbound = failed;
         }
     }
 
@@ -448,12 +454,16 @@ impl DnsServer {
         }
     }
 
-    fn report_reachability(&self) {
+    fn report_reachability(&mut self) {
         let warning = reachability(&self.config, &self.core.snapshot().directory);
+        if warning == self.unreachable {
+            return;
+        }
         if let Some(warning) = &warning {
             tracing::warn!(target: "dns", "{warning}");
         }
-        self.links.readiness.warn("dns-listen", warning);
+        self.links.readiness.warn("dns-listen", warning.clone());
+        self.unreachable = warning;
     }
 
     fn acknowledge(&mut self) {

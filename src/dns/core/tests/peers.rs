@@ -75,3 +75,34 @@ fn an_address_that_changed_hands_gets_no_answer_of_the_one_before() {
     world.core.adopt(snapshot(world.now, &[(CONTAINER, "c2")], rules), world.now);
     assert_eq!(code(&reply(&world.core.actions())), ResponseCode::Refused);
 }
+
+#[test]
+fn an_answer_kept_for_one_container_is_no_permission_of_another() {
+    let mut world = World::new();
+    world.resolve(&query("www.ok.example.", RecordType::A), &[a("www.ok.example.", "93.184.216.34")]);
+    let mut directory = Directory::empty(world.now);
+    directory.networks.push(network());
+    let reader =
+        Endpoint { agent: "reader".into(), container: "reader".into(), ..(*endpoint(CONTAINER, "c2")).clone() };
+    directory.endpoints.insert(reader.address, Arc::new(reader));
+    let rules = Arc::clone(&world.core.snapshot().rules);
+    world.core.adopt(Arc::new(Snapshot { generation: 2, rules, directory: Arc::new(directory) }), world.now);
+    assert_eq!(world.core.cache.len(), 1);
+    assert_eq!(code(&reply(&world.ask(&query("www.ok.example.", RecordType::A)))), ResponseCode::NXDomain);
+}
+
+#[test]
+fn the_proxy_and_the_containers_do_not_use_up_each_others_lookups() {
+    let mut world = World::new();
+    for n in 0..LOOKUPS_PROXY + 10 {
+        world.core.resolve(HostName::parse(&format!("n{n}.example")).unwrap(), Reply::nobody(), world.now);
+    }
+    assert_eq!(world.core.flights.len(), LOOKUPS_PROXY);
+    world.core.actions();
+    asked(&world.ask(&query("www.ok.example.", RecordType::A)));
+    world.pass(60_000);
+    while let Some(due) = world.core.deadline() {
+        world.core.tick(due);
+    }
+    assert_eq!((world.core.proxy_flights, world.core.is_idle()), (0, true));
+}

@@ -206,3 +206,16 @@ fn the_proxy_gets_addresses_unfiltered_first_a_then_aaaa() {
     }
     assert_eq!(receiver.recv().unwrap(), Err(ResolveError::Timeout));
 }
+
+#[test]
+fn an_upstream_from_before_edns_is_asked_without_it() {
+    let mut world = World::new();
+    let (lookup, sent) = asked(&world.ask(&query("www.ok.example.", RecordType::A)));
+    assert!(sent.edns.is_some());
+    let mut refused = answer(&sent, &[]);
+    refused.metadata.response_code = ResponseCode::FormErr;
+    let (_, sent) = asked(&world.upstream(lookup, &refused));
+    assert!(sent.edns.is_none());
+    let found = reply(&world.upstream(lookup, &answer(&sent, &[a("www.ok.example.", "93.184.216.34")])));
+    assert_eq!(found.answers.len(), 1);
+}
