@@ -18,7 +18,7 @@ use outcall::docker_manager::{Directory, DockerCommand, DockerFailure};
 use outcall::event_loop::{Address, mailbox, reply_channel};
 use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
 use outcall::proxy::ProxyCommand;
-use outcall::rule_engine::{RuleEngineCommand, RuleSet};
+use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
 use serde_json::{Value, json};
 
 /// An owner played by a thread: `answer` gets each command and gives `true` to end.
@@ -224,12 +224,30 @@ fn links(
     links
 }
 
+const RULES: &str = r#"
+version: "1"
+definitions:
+  example: 'dns.query == "example.com" || dns.query.endsWith(".example.com")'
+rules:
+  - id: allow-example
+    description: the example
+    condition: '$example'
+    action: allow
+    log: true
+  - id: test
+    condition: 'agent.name == "tester"'
+    action: block
+    priority: 50
+"#;
+
+fn rules() -> Arc<RuleSet> {
+    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let source = Source { name: "a.yaml".to_owned(), text: RULES.to_owned() };
+    load_sources(&[source], &options, None).unwrap().set
+}
+
 fn snapshot(generation: u64) -> Arc<Snapshot> {
-    Arc::new(Snapshot {
-        generation,
-        rules: Arc::new(RuleSet::block_all()),
-        directory: Arc::new(Directory::empty(Instant::now())),
-    })
+    Arc::new(Snapshot { generation, rules: rules(), directory: Arc::new(Directory::empty(Instant::now())) })
 }
 
 fn scratch() -> PathBuf {
@@ -353,7 +371,15 @@ fn dns_and_proxy_routes() {
 #[test]
 fn rule_routes() {
     let world = World::new(true);
-    assert_eq!(world.data("GET", "/api/v1/rules", ""), json!([]));
+    let first = json!({"id":"test","file":"a.yaml","action":"block","condition_preview":"agent.name == \"tester\"",
+        "description":null,"priority":50,"hits":0,"errors":0,"last_hit":null});
+    let listed = world.data("GET", "/api/v1/rules", "");
+    assert_eq!((listed.as_array().map(Vec::len), &listed[0]), (Some(2), &first));
+    let shown = world.data("GET", "/api/v1/rule/allow-example", "");
+    assert_eq!((&shown["action"], &shown["egress"]["mode"]), (&json!("allow"), &json!("proxy")));
+    assert!(shown["condition"].as_str().is_some_and(|text| text.contains("endsWith")), "{shown}");
+    assert_eq!(world.data("GET", "/api/v1/rule/test", "")["id"], "test");
+    assert_eq!(world.failure("GET", "/api/v1/rule/evaluate", "").0, 405);
     let (status, error) = world.failure("GET", "/api/v1/rule/allow%2Dx", "");
     assert!(status == 404 && error.contains("`allow-x`"), "{error}");
     let (status, error) = world.failure("POST", "/api/v1/rules/reload", "");
@@ -362,6 +388,23 @@ fn rule_routes() {
     assert_eq!(tested, json!({"result":true,"error":null}));
     let tested = world.data("POST", "/api/v1/rule/test", r#"{"expression":"((","context":{"http":{"host":"a"}}}"#);
     assert_eq!(tested, json!({"result":null,"error":"syntax error"}));
+}
+
+#[test]
+fn evaluate_decides_as_the_wire_does_and_counts_nothing() {
+    let world = World::new(true);
+    let ask = |context: &Value| world.data("POST", "/api/v1/rule/evaluate", &json!({ "context": context }).to_string());
+    let allowed = json!({"decision":"allow","matched_rule":"allow-example","file":"a.yaml","logged":true});
+    assert_eq!(ask(&json!({"dns":{"query":"Www.Example.com.","record_type":"A"}})), allowed);
+    let default = json!({"decision":"block","matched_rule":null,"file":null,"logged":false});
+    assert_eq!(ask(&json!({"dns":{"query":"notexample.com"}})), default);
+    assert_eq!(ask(&json!({})), default);
+    let agent = ask(&json!({"dns":{"query":"example.com"},"agent":{"name":"tester"}}));
+    assert_eq!(agent["matched_rule"], "test");
+    let (status, error) = world.failure("POST", "/api/v1/rule/evaluate", r#"{"context":{"dns":{"qury":"a"}}}"#);
+    assert!(status == 400 && error.contains("dns.query"), "{error}");
+    assert_eq!(world.failure("POST", "/api/v1/rule/evaluate", r#"{"context":[]}"#).0, 400);
+    assert_eq!(world.data("GET", "/api/v1/rules", "")[1]["hits"], 0);
 }
 
 #[test]

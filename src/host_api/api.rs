@@ -78,6 +78,7 @@ impl Api {
             "/network/destroy" => Route::Post(network::destroy),
             "/rules" => Route::Get(rules::list),
             "/rules/reload" => Route::Post(rules::reload),
+            "/rule/evaluate" => Route::Post(rules::evaluate),
             "/rule/test" => Route::Post(rules::test),
             "/dns" => Route::Get(dns::status),
             "/dns/cache" => Route::Get(dns::cache),
@@ -91,7 +92,7 @@ impl Api {
     }
 
     fn has_rule(&self, path: &str) -> bool {
-        rule_id(path).is_some_and(|id| self.snapshot.rules.rules().iter().any(|rule| *rule.id == *id))
+        rule_id(path).is_some_and(|id| self.snapshot.rules.rule(id).is_some())
     }
 
     fn serve(&mut self, request: Request, ticket: Ticket) -> Result<Answer, Response> {
