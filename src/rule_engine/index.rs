@@ -203,3 +203,183 @@ impl Iterator for Candidates<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule_engine::{
+        Agent, Context, Decision, Dns, Guard, Http, Interception, LoadOptions, Network, RuleSet, Source, load_sources,
+    };
+    use proptest::prelude::*;
+
+    fn guard_of(source: &str) -> Option<Vec<Alternative>> {
+        guard(&super::super::expression::compile(source).unwrap())
+    }
+
+    fn alternative(field: Field, test: Test) -> Alternative {
+        Alternative { field, test }
+    }
+
+    #[test]
+    fn guards_are_what_must_hold() {
+        use Test::{EndsWith, Is};
+        let host = |test| alternative(Field::HttpHost, test);
+        assert_eq!(guard_of("http.host == 'a.com'"), Some(vec![host(Is("a.com".to_owned()))]));
+        assert_eq!(
+            guard_of("http.host == 'a.com' || http.host.endsWith('.a.com')"),
+            Some(vec![host(Is("a.com".to_owned())), host(EndsWith(".a.com".to_owned()))])
+        );
+        assert_eq!(
+            guard_of("agent.name == 'w' && http.method == 'GET' && http.host in ['a.com', 'b.com']"),
+            Some(vec![host(Is("a.com".to_owned())), host(Is("b.com".to_owned()))])
+        );
+        assert_eq!(
+            guard_of("agent.name == 'w' && http.method == 'GET'"),
+            Some(vec![alternative(Field::AgentName, Is("w".to_owned()))])
+        );
+        for open in [
+            "http.host == 'a.com' || http.method == 'GET'",
+            "!(http.host == 'a.com')",
+            "http.host != 'a.com'",
+            "http.host == 'a.com' ? true : true",
+            "(http.host == 'a.com') == false",
+            "http.host.startsWith('a')",
+            "http.host == dns.query",
+            "true",
+        ] {
+            assert_eq!(guard_of(open), None, "{open}");
+        }
+    }
+
+    const HOSTS: &[&str] = &["a.com", "b.com", "x.a.com", "xa.com", "com", "a.b.a.com", "b.org", "1.2.3.4"];
+    const ENDS: &[&str] = &[".a.com", "a.com", ".com", "m", "", ".b.a.com", "b.org", "x.a.com"];
+    const AGENTS: &[&str] = &["w", "writer", "r", ""];
+
+    fn host_field() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec!["http.host", "network.hostname", "dns.query"])
+    }
+
+    fn atom() -> impl Strategy<Value = String> {
+        let host = prop::sample::select(HOSTS);
+        let end = prop::sample::select(ENDS);
+        let agent = prop::sample::select(AGENTS);
+        prop_oneof![
+            (host_field(), host.clone()).prop_map(|(field, host)| format!("{field} == '{host}'")),
+            (host_field(), host.clone()).prop_map(|(field, host)| format!("'{host}' == {field}")),
+            (host_field(), end.clone()).prop_map(|(field, end)| format!("{field}.endsWith('{end}')")),
+            (host_field(), host.clone(), host.clone()).prop_map(|(f, one, two)| format!("{f} in ['{one}', '{two}']")),
+            agent.clone().prop_map(|agent| format!("agent.name == '{agent}'")),
+            agent.prop_map(|agent| format!("agent.name.endsWith('{agent}')")),
+            host.prop_map(|host| format!("http.host != '{host}'")),
+            prop::sample::select(vec![
+                "true",
+                "false",
+                "http.method == 'GET'",
+                "http.method != 'POST'",
+                "http.path.startsWith('/v1')",
+                "network.ip == '1.2.3.4'",
+                "network.ip.startsWith('10.')",
+                "network.port == 443",
+                "1 / (size(agent.name) - 1) == 1",
+                "tls.sni == 'a.com'",
+            ])
+            .prop_map(str::to_owned),
+        ]
+    }
+
+    fn condition() -> impl Strategy<Value = String> {
+        atom().prop_recursive(4, 16, 3, |inner| {
+            prop_oneof![
+                (inner.clone(), inner.clone()).prop_map(|(left, right)| format!("({left} && {right})")),
+                (inner.clone(), inner.clone()).prop_map(|(left, right)| format!("({left} || {right})")),
+                inner.clone().prop_map(|inner| format!("!({inner})")),
+                (inner.clone(), inner.clone(), inner.clone()).prop_map(|(a, b, c)| format!("({a} ? {b} : {c})")),
+                (inner.clone(), inner).prop_map(|(left, right)| format!("(({left}) == ({right}))")),
+            ]
+        })
+    }
+
+    fn rules() -> impl Strategy<Value = RuleSet> {
+        let rule = (condition(), prop::sample::select(vec!["block", "allow", "allow", "intercept"]), 0..3i64);
+        prop::collection::vec(rule, 1..12).prop_map(|rules| {
+            let mut text = "version: \"1\"\nrules:\n".to_owned();
+            for (number, (condition, action, priority)) in rules.iter().enumerate() {
+                let egress = if *action == "intercept" { ", egress: {mode: intercept, match_body: true}" } else { "" };
+                let action = if *action == "block" { "block" } else { "allow" };
+                let condition = serde_json::Value::from(condition.as_str());
+                text += &format!(
+                    "  - {{id: r{number}, action: {action}, priority: {priority}, condition: {condition}{egress}}}\n"
+                );
+            }
+            let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
+            let sources = [Source { name: "t.yaml".to_owned(), text }];
+            let loaded = load_sources(&sources, &options, None).unwrap_or_else(|errors| panic!("{errors}"));
+            std::sync::Arc::into_inner(loaded.set).unwrap()
+        })
+    }
+
+    type Facts = [Option<&'static str>; 7];
+
+    fn facts() -> impl Strategy<Value = Facts> {
+        let host = || prop::option::of(prop::sample::select(HOSTS));
+        (
+            host(),
+            host(),
+            host(),
+            prop::option::of(prop::sample::select(AGENTS)),
+            prop::option::of(prop::sample::select(vec!["GET", "CONNECT", "POST"])),
+            prop::option::of(prop::sample::select(vec!["1.2.3.4", "10.0.0.1", "8.8.8.8"])),
+            prop::option::of(prop::sample::select(vec!["/", "/v1/x"])),
+        )
+            .prop_map(|(a, b, c, d, e, f, g)| [a, b, c, d, e, f, g])
+    }
+
+    fn context(facts: Facts) -> Context<'static> {
+        let [host, hostname, query, agent, method, ip, path] = facts;
+        Context {
+            agent: Agent { name: agent, container: agent },
+            network: Network { hostname, ip, port: Some(443), protocol: Some("tcp") },
+            http: Http { host, method, path, ..Http::default() },
+            dns: Dns { query, record_type: Some("A") },
+            ..Context::default()
+        }
+    }
+
+    /// What of a decision can be compared.
+    fn view(decision: &Decision) -> (Option<usize>, bool, Option<usize>) {
+        (
+            decision.rule.as_ref().map(|rule| rule.order),
+            decision.wants_address,
+            decision.could_intercept.as_ref().map(|rule| rule.order),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_decides_as_the_plain_loop_does(rules in rules(), facts in prop::collection::vec(facts(), 8)) {
+            for facts in facts {
+                let context = context(facts);
+                let (indexed, plain) = (rules.peek(&context), rules.peek_without_index(&context));
+                prop_assert_eq!(view(&indexed), view(&plain), "{:?}", facts);
+            }
+        }
+
+        /// An unknown address that ends in an allow, once known, was one that could: never resolved in vain is not
+        /// promised, never refused in vain is.
+        #[test]
+        fn what_an_address_allows_was_wanted(rules in rules(), facts in facts()) {
+            let [host, hostname, query, agent, method, _, path] = facts;
+            let unknown = rules.peek(&context([host, hostname, query, agent, method, None, path]));
+            for ip in ["1.2.3.4", "10.0.0.1", "8.8.8.8"] {
+                let known = rules.peek(&context([host, hostname, query, agent, method, Some(ip), path]));
+                prop_assert!(!known.wants_address);
+                if known.may_allow() {
+                    prop_assert!(unknown.may_allow(), "{}", ip);
+                }
+                if !unknown.wants_address && unknown.could_intercept.is_none() && known.could_intercept.is_none() {
+                    prop_assert_eq!(known.action, unknown.action, "{}", ip);
+                }
+            }
+        }
+    }
+}

@@ -47,6 +47,13 @@ pub struct Decision {
     pub could_intercept: Option<Arc<Rule>>,
 }
 
+impl std::fmt::Debug for RuleSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lines = self.rules.iter().map(|rule| format!("{} {}: {}", rule.action.as_str(), rule.id, rule.expanded));
+        f.debug_list().entries(lines).finish()
+    }
+}
+
 impl RuleSet {
     /// A rule set that blocks everything.
     #[must_use]
