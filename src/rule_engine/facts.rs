@@ -22,26 +22,20 @@ const JSON_DEPTH: usize = 16;
 /// The facts of one question; maps are built once, when a condition first asks for them.
 pub(super) struct Facts<'a> {
     context: Context<'a>,
-    known: FieldSet,
     headers: OnceLock<CelMap<'a>>,
     run_context: OnceLock<CelMap<'a>>,
 }
 
 impl<'a> Facts<'a> {
     pub(super) fn new(context: &Context<'a>) -> Self {
-        let mut facts =
-            Facts { context: *context, known: FieldSet::EMPTY, headers: OnceLock::new(), run_context: OnceLock::new() };
-        for field in ALL {
-            if facts.has(*field) {
-                facts.known.insert(*field);
-            }
-        }
-        facts
+        Facts { context: *context, headers: OnceLock::new(), run_context: OnceLock::new() }
     }
 
     /// The fields that the context fills.
     pub(super) fn known(&self) -> FieldSet {
-        self.known
+        let mut known = FieldSet::EMPTY;
+        ALL.iter().filter(|field| self.has(**field)).for_each(|field| known.insert(*field));
+        known
     }
 
     /// A text field of the context.

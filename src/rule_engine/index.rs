@@ -369,6 +369,7 @@ mod tests {
         #[test]
         fn what_an_address_allows_was_wanted(rules in rules(), facts in facts()) {
             let [host, hostname, query, agent, method, _, path] = facts;
+            let hostname = hostname.or(Some("a.com"));
             let unknown = rules.peek(&context([host, hostname, query, agent, method, None, path]));
             for ip in ["1.2.3.4", "10.0.0.1", "8.8.8.8"] {
                 let known = rules.peek(&context([host, hostname, query, agent, method, Some(ip), path]));

@@ -41,7 +41,8 @@ pub struct Decision {
     /// The rule that decided; `None` is the default block.
     pub rule: Option<Arc<Rule>>,
     /// True when a rule before the deciding one is unknown only for want of `network.ip`, and knowing it could
-    /// end in an allow: the asker resolves the name and asks again for each address.
+    /// end in an allow: the asker resolves the name and asks again for each address. Never true for an asker that
+    /// does not fill `network.hostname`: it has no address to come.
     pub wants_address: bool,
     /// An `intercept` rule, before the deciding one, that could match once the request is decrypted.
     pub could_intercept: Option<Arc<Rule>>,
@@ -121,9 +122,10 @@ impl RuleSet {
     }
 
     fn judge(&self, facts: &Facts<'_>, candidates: impl Iterator<Item = u32>, counted: bool) -> Decision {
-        // An address that is not known yet may be open; one that a layer never fills (DNS) stays unknown there, but
-        // asking again for each address is right for it too.
-        let open_address = if facts.known().contains(Field::NetworkIp) { FieldSet::EMPTY } else { ADDRESS };
+        // Open is an address that is not known yet. A layer that fills nothing of `network.*` (DNS) never will: there
+        // it is unknown like any other field, or one rule on addresses would have every name resolved.
+        let awaited = facts.text(Field::NetworkHostname).is_some() && facts.text(Field::NetworkIp).is_none();
+        let open_address = if awaited { ADDRESS } else { FieldSet::EMPTY };
         let tunnel = facts.text(Field::HttpMethod) == Some(CONNECT);
         let mut seen = Seen::default();
         let mut decider = None;
@@ -376,6 +378,8 @@ mod tests {
             assert_eq!(id(&decision), *decider, "{rules:?}");
             assert_eq!(decision.could_intercept.as_ref().map(|rule| rule.id.as_ref()), *intercept, "{rules:?}");
         }
+        // A layer without `network.*` has no address to wait for.
+        assert!(!set(&["allow network.ip == '1.2.3.4'"]).decide(&dns("a.com")).may_allow());
         // Neither for a request that is no CONNECT, nor twice for what hangs on the address too.
         let rules = set(&["allow/intercept http.path == '/v1' && network.ip == '1.2.3.4'"]);
         let decision = rules.decide(&connect("a.com", None));

@@ -137,6 +137,36 @@ mod tests {
     }
 
     #[test]
+    fn expressions_mean_what_cel_says() {
+        let context = r#"{"http":{"host":"a.com","headers":{"Accept":"*/*"},"body":null,"body_size":3},
+            "network":{"port":443},"tls":{"alpn":["h2","http/1.1"],"ech":false},
+            "run":{"args":["--force","x"],"flags":[],"context":{"n":4,"list":[{"y":1},{"y":2}],"deep":{"a":"b"}}}}"#;
+        for (expression, result) in [
+            ("http.headers['accept'] == '*/*'", true),
+            ("http.headers.ACCEPT == '*/*' && size(http.headers) == 1", true),
+            ("has(http.headers.accept) && !has(http.headers.cookie)", true),
+            ("'Accept' in http.headers && !('cookie' in http.headers)", true),
+            ("http.body == null && http.body_size == 3", true),
+            ("network.port in [80, 443] && network.port != 80 && network.port > 442 && network.port <= 443", true),
+            ("'h2' in tls.alpn && tls.alpn[1] == 'http/1.1' && tls.alpn.size() == 2 && !tls.ech", true),
+            ("run.args.exists(a, a.startsWith('--')) && run.args.all(a, size(a) > 0)", true),
+            ("run.flags.all(f, f == 'x') && !run.flags.exists(f, true)", true),
+            ("['b.com', 'com'].exists(end, http.host.endsWith(end))", true),
+            ("run.context.n > 3 && run.context.list.exists(e, e.y == 2) && run.context['deep'].a == 'b'", true),
+            ("run.context.list.exists(e, e.y == 3)", false),
+            ("run.args == ['--force', 'x']", true),
+            ("string(network.port) + ':' + http.host == '443:a.com' && int('4') % 3 == 1", true),
+            ("http.host.matches('^[a-z][.]com$') && !http.host.matches('^b')", true),
+            ("http.host == 'b.com' ? false : http.host.contains('.')", true),
+            ("http.host > 'a' && -network.port < 0 && 7 / 2 == 3 && 2 * 3 - 1 == 5", true),
+            ("run.context.x == 1 || true", true),
+            ("1 / 0 == 1 && false", false),
+        ] {
+            assert_eq!(test(expression, context).result, Some(result), "{expression}: {:?}", test(expression, context));
+        }
+    }
+
+    #[test]
     fn a_preview_is_one_line() {
         assert_eq!(preview("a\n  && b"), "a && b");
         assert_eq!(preview(&"ä".repeat(100)).chars().count(), PREVIEW_MAX + 1);
