@@ -16,9 +16,9 @@ use super::field::{self, Field, FieldSet, FieldType};
 use super::literal;
 use super::pattern::Pattern;
 
-/// Depth of an expression's tree. Evaluation recurses over it on threads with small stacks; chains of `||` and
-/// `&&` are balanced by the parser and need only the logarithm of their length.
-pub(super) const DEPTH_MAX: usize = 48;
+/// Depth of an expression's tree. Evaluation recurses over it on threads with 2 MiB of stack, and takes up to 35 KiB a
+/// level in a debug build. Chains of `||` and `&&` are balanced by the parser: a thousand terms are ten levels.
+pub(super) const DEPTH_MAX: usize = 32;
 
 /// The type of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

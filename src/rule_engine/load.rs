@@ -17,8 +17,9 @@ use super::{Action, EgressMode, Rule, RuleSet, expression, lint};
 /// Rules of one set; the index and every reload are linear in it.
 const RULES_MAX: usize = 50_000;
 
-/// Stack of the thread that compiles for real, in bytes. The guarded child has half of it.
-pub(super) const COMPILE_STACK: usize = 8 * 1024 * 1024;
+/// Stack of the thread that compiles for real, in bytes; used only as far as it is needed. The guarded child has half
+/// of it, room for three times the brackets that are accepted.
+pub(super) const COMPILE_STACK: usize = 32 * 1024 * 1024;
 
 /// Whether `mode: intercept` can be enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

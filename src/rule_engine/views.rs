@@ -167,6 +167,26 @@ mod tests {
     }
 
     #[test]
+    fn the_deepest_expression_evaluates_on_a_small_stack() {
+        let deep = |n: usize| {
+            [
+                format!("{} == {n}", vec!["1"; n].join(" + ")),
+                format!("{}true{}", "!(false == ".repeat(n / 2), ")".repeat(n / 2)),
+                format!("run.context{} == 1 || true", ".a".repeat(n)),
+                format!("{}true{}", "(true ? ".repeat(n), " : false)".repeat(n)),
+            ]
+        };
+        let small = std::thread::Builder::new().stack_size(2 * 1024 * 1024);
+        let evaluated = small.spawn(move || {
+            for expression in deep(28) {
+                assert_eq!(test(&expression, r#"{"run":{"context":{}}}"#).error, None, "{expression}");
+            }
+            deep(200).iter().all(|expression| test(expression, "{}").result.is_none())
+        });
+        assert!(evaluated.unwrap().join().unwrap());
+    }
+
+    #[test]
     fn a_preview_is_one_line() {
         assert_eq!(preview("a\n  && b"), "a && b");
         assert_eq!(preview(&"ä".repeat(100)).chars().count(), PREVIEW_MAX + 1);

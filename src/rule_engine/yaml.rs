@@ -11,7 +11,8 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 const NODES_MAX: usize = 1_000_000;
 /// Levels: `rules` → rule → `egress` → `ports` → port is five.
 const DEPTH_MAX: usize = 8;
-/// Flow brackets open at once, and block sequences begun on one line: the library's cost grows with their square.
+/// Flow brackets open at once, and block sequences begun on one line: the library's cost grows with the square of the
+/// brackets.
 const FLOW_MAX: usize = 8;
 
 /// A YAML value. Keys keep their order.
