@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use outcall::api::RuleTest;
 use outcall::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources, test_expression};
+use proptest::prelude::*;
 
 fn guard() -> Guard {
     Guard::Exec(env!("CARGO_BIN_EXE_outcalld").into())
@@ -30,6 +31,82 @@ fn file(conditions: &[String]) -> Source {
 
 fn errors(sources: &[Source]) -> Vec<String> {
     load_sources(sources, &options(), None).err().map(|errors| errors.lines()).unwrap_or_default()
+}
+
+/// Pieces that random conditions are made of.
+const TOKENS: &[&str] = &[
+    "http.host",
+    "http.headers",
+    "network.port",
+    "run.args",
+    "run.context",
+    "dns.query",
+    "true",
+    "null",
+    "1",
+    "-1",
+    "1.5",
+    "'a'",
+    "\"",
+    "'",
+    "r'\\'",
+    "'''",
+    "b'a'",
+    "1u",
+    "==",
+    "!=",
+    "&&",
+    "||",
+    "!",
+    "?",
+    ":",
+    "+",
+    "-",
+    "*",
+    "/",
+    "%",
+    "<",
+    "in",
+    ".",
+    ",",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    ".exists(",
+    ".all(",
+    ".map(",
+    "has(",
+    "size(",
+    ".matches(",
+    ".endsWith('.x')",
+    "x",
+    "@0",
+    "@result",
+    "$a",
+    "//",
+    "\n",
+    "\u{200b}",
+    "\\",
+    "`",
+    "..",
+    ".?",
+    "[?",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn noise_is_refused_or_loads_but_breaks_nothing(
+        noise in prop::collection::vec(prop::collection::vec(prop::sample::select(TOKENS), 1..40), 64)
+    ) {
+        let conditions: Vec<String> = noise.iter().map(|tokens| tokens.concat()).collect();
+        let errors = errors(&[file(&conditions)]);
+        prop_assert!(!errors.iter().any(|error| error.contains("the rule checker")), "{:?}", errors);
+    }
 }
 
 /// What crashes, hangs or fills the parsers of others; each must be refused, quickly, and by its own name.
@@ -79,8 +156,8 @@ fn every_bomb_is_refused_and_named_and_the_rest_is_still_checked() {
     conditions.push("ip.dst == 'x'".to_owned());
     let began = Instant::now();
     let errors = errors(&[file(&conditions)]);
-    for number in 1..conditions.len() {
-        let start: String = conditions[number].chars().take(40).collect();
+    for (number, condition) in conditions.iter().enumerate().skip(1) {
+        let start: String = condition.chars().take(40).collect();
         let named = errors.iter().any(|error| error.contains(&format!("rule r{number}: ")));
         assert!(named, "r{number} ({start}) is not refused:\n{}", errors.join("\n"));
     }

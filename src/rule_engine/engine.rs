@@ -8,22 +8,10 @@ use crate::api;
 use crate::daemon::control::ControlMessage;
 use crate::event_loop::{Address, Mailbox, Reply};
 
-use super::{LoadOptions, RuleSet, load, test_expression};
+use super::{LoadOptions, RuleEngineCommand, RuleSet, load, test_expression};
 
 /// How long a full mailbox of control is waited for.
 const CONTROL_WITHIN: Duration = Duration::from_secs(5);
-
-/// What the rule engine is asked to do.
-pub enum RuleEngineCommand {
-    /// `POST /rules/reload`: answered when every reader has the new set, or with every error.
-    Reload(Reply<Result<api::Reloaded, Vec<String>>>),
-    /// `POST /rule/test`
-    Test(api::RuleTest, Reply<api::RuleTested>),
-    /// Answered at once by a living thread.
-    Ping(Reply<()>),
-    /// Finish.
-    Stop,
-}
 
 /// What the rule engine works with.
 pub struct RuleEngineConfig {

@@ -63,9 +63,9 @@ impl RuleFile {
     /// Reads the text of a file. What is wrong is in `problems`; a rule that has a problem is left out.
     pub(super) fn parse(text: &str) -> Self {
         let mut file = RuleFile::default();
-        let (lines, tree) = match (Lines::of(text), yaml::parse(text)) {
-            (Ok(lines), Ok(tree)) => (lines, tree),
-            (Err(error), _) | (_, Err(error)) => {
+        let (tree, lines) = match yaml::parse(text) {
+            Ok(read) => read,
+            Err(error) => {
                 file.problems.push(Problem { line: error.line, rule: None, reason: error.reason });
                 return file;
             }

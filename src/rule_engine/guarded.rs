@@ -67,32 +67,45 @@ impl Guard {
         Guard::Exec(PathBuf::from("/proc/self/exe"))
     }
 
-    /// Tries each job; gives one answer for each, in order.
-    pub(super) fn vet(&self, jobs: &[Job<'_>]) -> Vec<Vetted> {
+    /// Tries each job; `take` gets one answer for each, in order, as soon as it is there.
+    pub(super) fn vet(&self, jobs: &[Job<'_>], mut take: impl FnMut(usize, Vetted)) {
         match self {
-            Guard::InProcess => jobs.iter().map(|_| Ok(())).collect(),
-            Guard::Exec(executable) => vet(executable, jobs),
+            Guard::InProcess => (0..jobs.len()).for_each(|position| take(position, Ok(()))),
+            Guard::Exec(executable) => vet(executable, jobs, &mut Answers { next: 0, take: &mut take }),
         }
     }
 }
 
-fn vet(executable: &Path, jobs: &[Job<'_>]) -> Vec<Vetted> {
-    let deadline = Instant::now() + LOAD_WITHIN;
-    let mut answers = Vec::with_capacity(jobs.len());
-    for _ in 0..CHILDREN_MAX {
-        let Some(left) = jobs.get(answers.len()..).filter(|left| !left.is_empty()) else { return answers };
-        match Guarded::start(executable, left).and_then(|child| child.collect(left, deadline, &mut answers)) {
-            Ok(()) => return answers,
-            Err(Stop::Culprit(reason)) => answers.push(Err(vec![reason])),
-            Err(Stop::Broken(reason)) => {
-                answers.resize(jobs.len(), Err(vec![reason]));
-                return answers;
-            }
+/// Numbers the answers.
+struct Answers<'t> {
+    next: usize,
+    take: &'t mut dyn FnMut(usize, Vetted),
+}
+
+impl Answers<'_> {
+    fn push(&mut self, answer: Vetted) {
+        (self.take)(self.next, answer);
+        self.next += 1;
+    }
+
+    fn fill(&mut self, up_to: usize, reason: &str) {
+        while self.next < up_to {
+            self.push(Err(vec![reason.to_owned()]));
         }
     }
-    let reason = format!("not checked: {CHILDREN_MAX} others crashed the checker; mend those first");
-    answers.resize(jobs.len(), Err(vec![reason]));
-    answers
+}
+
+fn vet(executable: &Path, jobs: &[Job<'_>], answers: &mut Answers<'_>) {
+    let deadline = Instant::now() + LOAD_WITHIN;
+    for _ in 0..CHILDREN_MAX {
+        let Some(left) = jobs.get(answers.next..).filter(|left| !left.is_empty()) else { return };
+        match Guarded::start(executable, left).and_then(|child| child.collect(left, deadline, answers)) {
+            Ok(()) => return,
+            Err(Stop::Culprit(reason)) => answers.push(Err(vec![reason])),
+            Err(Stop::Broken(reason)) => return answers.fill(jobs.len(), &reason),
+        }
+    }
+    answers.fill(jobs.len(), &format!("not checked: {CHILDREN_MAX} others crashed the checker; mend those first"));
 }
 
 /// Why a child gave no further answer.
@@ -144,7 +157,7 @@ impl Guarded {
     }
 
     /// Takes one answer for each job.
-    fn collect(mut self, jobs: &[Job<'_>], deadline: Instant, answers: &mut Vec<Vetted>) -> Result<(), Stop> {
+    fn collect(mut self, jobs: &[Job<'_>], deadline: Instant, answers: &mut Answers<'_>) -> Result<(), Stop> {
         let began = Instant::now();
         match self.take(1, deadline.min(began + JOB_WITHIN)) {
             Ok(byte) if byte == [READY] => {}

@@ -21,6 +21,9 @@ const RULES_MAX: usize = 50_000;
 /// of it, room for three times the brackets that are accepted.
 pub(super) const COMPILE_STACK: usize = 32 * 1024 * 1024;
 
+/// Conditions that wait between the child and the compiler.
+const COMPILE_QUEUE: usize = 256;
+
 /// Whether `mode: intercept` can be enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interception {
@@ -192,7 +195,9 @@ impl Load<'_> {
     /// Files to drafts.
     fn read(&mut self, sources: &[&Source]) {
         let jobs: Vec<Job<'_>> = sources.iter().map(|source| Job::Yaml(&source.text)).collect();
-        for (source, vetted) in sources.iter().zip(self.options.guard.vet(&jobs)) {
+        let mut vetted = Vec::with_capacity(jobs.len());
+        self.options.guard.vet(&jobs, |_, answer| vetted.push(answer));
+        for (source, vetted) in sources.iter().zip(vetted) {
             let name = source.name.as_str();
             if let Err(reasons) = vetted {
                 reasons.into_iter().for_each(|reason| self.error(name, None, None, reason));
@@ -284,25 +289,14 @@ impl Load<'_> {
                 conditions.insert(source.to_owned(), Arc::clone(condition));
             }
         }
-        let jobs: Vec<Job<'_>> = new.iter().map(|source| Job::Cel(source)).collect();
-        let vetted = self.options.guard.vet(&jobs);
-        let mut refused: HashMap<String, Vec<String>> = HashMap::new();
-        let mut passed = Vec::new();
-        for (source, vetted) in new.into_iter().zip(vetted) {
-            match vetted {
-                Ok(()) => passed.push(source),
-                Err(reasons) => {
-                    refused.insert(source.to_owned(), reasons);
-                }
-            }
-        }
-        for (source, compiled) in passed.iter().zip(on_compile_stack(&passed)) {
+        let mut refused: HashMap<&str, Vec<String>> = HashMap::new();
+        for (source, compiled) in new.iter().zip(vet_and_compile(&new, &self.options.guard)) {
             match compiled {
                 Ok(condition) => {
                     conditions.insert((*source).to_owned(), Arc::new(condition));
                 }
                 Err(reasons) => {
-                    refused.insert((*source).to_owned(), reasons);
+                    refused.insert(source, reasons);
                 }
             }
         }
@@ -315,7 +309,7 @@ impl Load<'_> {
                 rule: Some(draft.rule.id.clone()),
                 reason: reason.clone(),
             };
-            if let Some(reasons) = refused.get(&draft.expanded) {
+            if let Some(reasons) = refused.get(draft.expanded.as_str()) {
                 errors.extend(reasons.iter().map(about));
             }
             if let Some(condition) = conditions.get(&draft.expanded) {
@@ -430,23 +424,48 @@ fn is_same(old: &Rule, new: &Rule) -> bool {
         && old.explicit_egress == new.explicit_egress
 }
 
-/// Compiles on a thread whose stack is twice what the guarded child had.
-pub(super) fn on_compile_stack(sources: &[&str]) -> Vec<Result<Condition, Vec<String>>> {
-    let failed = |reason: &str| -> Vec<Result<Condition, Vec<String>>> {
-        sources.iter().map(|_| Err(vec![reason.to_owned()])).collect()
-    };
+/// Tries each source in the guarded child, and compiles what it survived, at the same time, on a thread whose stack is
+/// twice what the child has. Gives one result for each source, in order.
+pub(super) fn vet_and_compile(sources: &[&str], guard: &Guard) -> Vec<Result<Condition, Vec<String>>> {
     if sources.is_empty() {
         return Vec::new();
     }
-    std::thread::scope(|scope| {
+    let not_compiled = || Err(vec!["not compiled: the compiler's thread ended early".to_owned()]);
+    let mut results: Vec<Result<Condition, Vec<String>>> = sources.iter().map(|_| not_compiled()).collect();
+    let jobs: Vec<Job<'_>> = sources.iter().map(|source| Job::Cel(source)).collect();
+    let (passed, to_compile) = crossbeam_channel::bounded::<usize>(COMPILE_QUEUE);
+    let compiled = std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("rule_compile".to_owned()).stack_size(COMPILE_STACK);
-        let spawned = builder
-            .spawn_scoped(scope, || sources.iter().map(|source| expression::compile(source)).collect::<Vec<_>>());
-        match spawned {
-            Ok(thread) => thread.join().unwrap_or_else(|_| failed("the compiler panicked")),
-            Err(error) => failed(&format!("no thread to compile on: {error}")),
+        let thread = builder.spawn_scoped(scope, move || {
+            let sources = to_compile.iter().filter_map(|position| Some((position, sources.get(position)?)));
+            sources.map(|(position, source)| (position, expression::compile(source))).collect::<Vec<_>>()
+        })?;
+        guard.vet(&jobs, |position, vetted| match vetted {
+            // Not taken only if the thread is gone: then its results are missing, and stay "not compiled".
+            Ok(()) => drop(passed.send(position)),
+            Err(reasons) => {
+                if let Some(result) = results.get_mut(position) {
+                    *result = Err(reasons);
+                }
+            }
+        });
+        drop(passed);
+        Ok::<_, std::io::Error>(thread.join().unwrap_or_default())
+    });
+    match compiled {
+        Ok(compiled) => {
+            for (position, result) in compiled {
+                if let Some(slot) = results.get_mut(position) {
+                    *slot = result;
+                }
+            }
         }
-    })
+        Err(error) => {
+            let reason = format!("no thread to compile on: {error}");
+            results.fill_with(|| Err(vec![reason.clone()]));
+        }
+    }
+    results
 }
 
 /// The report of `outcalld --check` and `outcall rules check`, and whether the rules load.

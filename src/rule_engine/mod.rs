@@ -12,7 +12,7 @@
 //! | `condition`, `facts`, `field` | evaluation with unknown fields |
 //! | `index`, `ruleset` | the decision |
 //! | `document`, `views` | questions as JSON; what the operator API shows |
-//! | `engine` | the thread: reloads and tests |
+//! | `engine`, `command` | the thread: reloads and tests |
 //! | `load`, `lint` | all of it together, with every error and warning |
 
 mod check;
@@ -42,7 +42,7 @@ mod yaml;
 pub use command::RuleEngineCommand;
 pub use context::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
 pub use document::ContextDocument;
-pub use engine::{RuleEngine, RuleEngineCommand, RuleEngineConfig};
+pub use engine::{RuleEngine, RuleEngineConfig};
 pub use guarded::{GUARDED_ARGUMENT, Guard};
 pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_report, load, load_sources};
 pub use model::{Action, Egress, EgressMode, Rule};

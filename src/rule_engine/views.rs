@@ -11,7 +11,7 @@ use super::condition::Outcome;
 use super::document::ContextDocument;
 use super::facts::Facts;
 use super::field::FieldSet;
-use super::guarded::{Guard, Job};
+use super::guarded::Guard;
 use super::{Rule, RuleSet, load};
 
 /// Characters of a condition in a list of rules.
@@ -98,11 +98,7 @@ pub fn test_expression(request: &api::RuleTest, guard: &Guard) -> api::RuleTeste
 fn tested(request: &api::RuleTest, guard: &Guard) -> Result<bool, String> {
     let document = ContextDocument::parse(&request.context)?;
     let source = request.expression.as_str();
-    for vetted in guard.vet(&[Job::Cel(source)]) {
-        vetted.map_err(|reasons| reasons.join("; "))?;
-    }
-    let compiled = load::on_compile_stack(&[source]).pop();
-    let condition = match compiled {
+    let condition = match load::vet_and_compile(&[source], guard).pop() {
         Some(compiled) => compiled.map_err(|reasons| reasons.join("; "))?,
         None => return Err("the expression was not compiled".to_owned()),
     };

@@ -52,13 +52,13 @@ pub(super) struct YamlError {
     pub(super) reason: String,
 }
 
-/// Reads `text`.
+/// Reads `text`, and where its parts are.
 ///
 /// # Errors
 /// The first reason why it is not read.
-pub(super) fn parse(text: &str) -> Result<Node, YamlError> {
-    Lines::of(text)?;
-    tree(text)
+pub(super) fn parse(text: &str) -> Result<(Node, Lines), YamlError> {
+    let lines = Lines::of(text)?;
+    Ok((tree(text)?, lines))
 }
 
 fn tree(text: &str) -> Result<Node, YamlError> {
@@ -448,8 +448,8 @@ rules:
         assert!(parse("1: a").is_err());
         assert!(parse("a: 1\n---\nb: 2").is_err());
         assert!(parse("a: [1, 2").is_err());
-        assert_eq!(parse("").unwrap(), Node::Null);
-        let tree = parse("a: yes\nb: 0x10\nc: 1.5\nd: ~\ne: true").unwrap();
+        assert_eq!(parse("").unwrap().0, Node::Null);
+        let (tree, _) = parse("a: yes\nb: 0x10\nc: 1.5\nd: ~\ne: true").unwrap();
         let Node::Map(entries) = tree else { panic!() };
         let values: Vec<Node> = entries.into_iter().map(|(_, node)| node).collect();
         assert_eq!(values[0], Node::Text("yes".to_owned()));
