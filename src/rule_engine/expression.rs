@@ -13,7 +13,7 @@ use super::definitions::code_bytes;
 
 /// Bytes of a condition with its definitions expanded: room for a block list of a thousand hosts.
 pub(super) const SOURCE_MAX: usize = 64 * 1024;
-/// Nesting of brackets in the text. The parser takes some 20 KiB of stack for each, 150 KiB in a debug build.
+/// Nesting of brackets in the text. The parser takes up to 150 KiB of stack for each in a debug build.
 const BRACKETS_MAX: usize = 32;
 /// Parses and checks `source`.
 ///

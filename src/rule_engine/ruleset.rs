@@ -93,17 +93,22 @@ impl RuleSet {
     pub fn decide(&self, context: &Context<'_>) -> Decision {
         let facts = Facts::new(context);
         let decision = self.judge(&facts, self.index.candidates(&facts), true);
-        if let Some(rule) = &decision.rule {
-            rule.hits.fetch_add(1, Ordering::Relaxed);
-            rule.last_hit_ms.store(now_ms(), Ordering::Relaxed);
-            if rule.log {
-                let name = context.http.host.or(context.network.hostname).or(context.dns.query).unwrap_or("-");
-                let agent = context.agent.container.unwrap_or("-");
-                let action = rule.action.as_str();
-                tracing::info!(target: "rule_engine", rule = %rule.id, action, container = agent, name, "rule matched");
-            }
-        }
+        self.record(context, &decision);
         decision
+    }
+
+    /// Counts, and logs if its rule wants it, a decision that came from [`RuleSet::peek`] and turned out to be the
+    /// last one of its question.
+    pub fn record(&self, context: &Context<'_>, decision: &Decision) {
+        let Some(rule) = &decision.rule else { return };
+        rule.hits.fetch_add(1, Ordering::Relaxed);
+        rule.last_hit_ms.store(now_ms(), Ordering::Relaxed);
+        if rule.log {
+            let name = context.http.host.or(context.network.hostname).or(context.dns.query).unwrap_or("-");
+            let agent = context.agent.container.unwrap_or("-");
+            let action = rule.action.as_str();
+            tracing::info!(target: "rule_engine", rule = %rule.id, action, container = agent, name, "rule matched");
+        }
     }
 
     /// The same judgement without counting or logging: for questions that are asked before the real one (a name
@@ -288,8 +293,10 @@ mod tests {
         assert_eq!((default.action, id(&default)), (Action::Block, None));
         assert_eq!(rules.rules()[0].hits.load(Ordering::Relaxed), 1);
         assert!(rules.rules()[0].last_hit_ms.load(Ordering::Relaxed) > 0);
-        let _ = rules.peek(&dns("a.com"));
+        let peeked = rules.peek(&dns("a.com"));
         assert_eq!(rules.rules()[0].hits.load(Ordering::Relaxed), 1);
+        rules.record(&dns("a.com"), &peeked);
+        assert_eq!(rules.rules()[0].hits.load(Ordering::Relaxed), 2);
         assert_eq!(RuleSet::block_all().decide(&dns("a.com")).action, Action::Block);
     }
 
