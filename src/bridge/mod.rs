@@ -1,4 +1,40 @@
 //! The enforcement in the kernel: links and addresses, nftables, per-veth identity filters, conntrack, kernel log.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `plan` | what the tables shall be, as a value (`plan_ports`: layer 2; `expression`: the vocabulary) |
+//! | `batch` | from plan to messages, by libnftnl; `firewall` sends them |
+//! | `readback` | the kernel's tables, compared with the plan |
+//! | `links` | bridges, ports, addresses, by neli |
+//! | `ports`, `identity` | whose a veth is, and its filter |
+//! | `grants`, `flows`, `conntrack` | granted flows, and their end |
+//! | `kernel_log` | drops become events |
+//! | `enforcer` | all of that, in the right order; `run` is the thread |
+
+mod batch;
+mod config;
+mod conntrack;
+mod enforcer;
+mod expression;
+mod firewall;
+mod flows;
+mod grants;
+mod identity;
+mod kernel_log;
+mod links;
+mod plan;
+mod plan_ports;
+mod ports;
+mod readback;
+mod run;
+mod socket;
+mod wire;
+
+pub use config::{BridgeConfig, StartError};
+pub use grants::{GrantedFlow, MAX_PER_CONTAINER};
+pub use plan::{BRIDGE_PREFIX, FLOW_MARK, LOG_GROUP, Reason, VETTED_MARK};
+pub use run::Bridge;
+pub use socket::KernelError;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -34,6 +70,10 @@ pub enum BridgeCommand {
     },
     /// Open direct flows; answered when the kernel has them.
     Grant(Grant, Reply<Result<(), String>>),
+    /// The flows granted now, with the kernel's counters.
+    Grants(Reply<Result<Vec<GrantedFlow>, String>>),
+    /// End all granted flows, running ones too; answered with the number of grants.
+    Flush(Reply<Result<usize, String>>),
     /// `GET /bridge`: asked of the kernel.
     Status(Reply<api::BridgeStatus>),
     /// `POST /bridge/up`.
@@ -44,6 +84,27 @@ pub enum BridgeCommand {
     Ping(Reply<()>),
     /// Finish.
     Stop(StopMode),
+}
+
+/// Puts the closed base table in place and nothing else (`--lockdown`): at boot, before Docker starts. What the
+/// tables of a running daemon have open is closed too; that daemon puts it back.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn lockdown(config: &BridgeConfig) -> Result<(), StartError> {
+    let mut firewall = firewall::Firewall::open()?;
+    firewall.install(&config.closed_plan(), &[])?;
+    let differences = firewall.read(&config.closed_plan())?.differences;
+    if differences.is_empty() { Ok(()) } else { Err(StartError::Differs(differences)) }
+}
+
+/// Closes everything at once, from any thread and with a socket of its own: for a panic. Grants, DNS and proxy are
+/// shut; the ports' identity filters stay, since they only ever take away.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn panic_closed(config: &BridgeConfig) -> Result<(), KernelError> {
+    firewall::Firewall::open()?.close(&config.closed_plan())
 }
 
 /// What remains of the kernel's side when the thread ends.

@@ -1,0 +1,136 @@
+//! The tables in the kernel: put in place, changed and checked.
+//!
+//! Owns: the nf_tables socket and the transactions. Does not own: when to do what (`run.rs`), or links.
+
+use nix::sys::socket::SockProtocol;
+
+use super::batch::Transaction;
+use super::plan::{DIRECT4, Element, Family, GATEWAYS, NetworkPlan, PORTS, Plan, PortPlan, SUBNETS};
+use super::plan_ports::{port_chain, port_chain_name, port_element};
+use super::readback::{self, FlowKey, FoundFlow, Reading};
+use super::socket::{KernelError, Socket};
+
+/// The nf_tables side of the kernel.
+pub(super) struct Firewall {
+    socket: Socket,
+}
+
+impl Firewall {
+    /// Opens the socket.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Firewall { socket: Socket::requests(SockProtocol::NetlinkNetFilter)? })
+    }
+
+    /// The port id that the kernel's notifications carry for our own changes.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Puts all of `plan` in place in one transaction, with the flows granted and the milliseconds they have left.
+    pub fn install(&mut self, plan: &Plan, flows: &[(FlowKey, u64)]) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        for table in plan.tables() {
+            transaction.replace(&table);
+        }
+        transaction.add_elements(Family::Inet, DIRECT4, &flow_elements(flows));
+        self.apply("put the nftables tables in place", transaction)
+    }
+
+    /// Puts the closed tables in place. The ports' filters stay as they are: they only ever take away.
+    pub fn close(&mut self, plan: &Plan) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        for table in plan.tables().iter().filter(|table| table.family != Family::NetDev) {
+            transaction.replace(table);
+        }
+        self.apply("put the closed nftables tables in place", transaction)
+    }
+
+    /// Removes the tables.
+    pub fn remove(&mut self) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        for family in [Family::Inet, Family::Bridge, Family::NetDev] {
+            transaction.remove(family);
+        }
+        self.apply("remove the nftables tables", transaction)
+    }
+
+    /// Compares the kernel's tables with `plan`.
+    pub fn read(&mut self, plan: &Plan) -> Result<Reading, KernelError> {
+        readback::read(&mut self.socket, plan)
+    }
+
+    /// The granted flows that the kernel has.
+    pub fn flows(&mut self) -> Result<Vec<FoundFlow>, KernelError> {
+        readback::flows(&mut self.socket)
+    }
+
+    /// True when a table of ours exists.
+    pub fn any_table(&mut self) -> Result<bool, KernelError> {
+        readback::any_table(&mut self.socket)
+    }
+
+    /// Opens DNS, proxy and ping of a network's gateway, and protects its addresses.
+    pub fn add_network(&mut self, bridge: &str, network: &NetworkPlan, serving: bool) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        for family in [Family::Inet, Family::Bridge] {
+            transaction.add_elements(family, SUBNETS, &Plan::subnet_elements(network));
+        }
+        if serving {
+            transaction.add_elements(Family::Inet, GATEWAYS, &Plan::gateway_elements(bridge, network));
+        }
+        self.apply("add a network to the nftables tables", transaction)
+    }
+
+    /// Undoes [`Firewall::add_network`].
+    pub fn remove_network(&mut self, bridge: &str, network: &NetworkPlan, serving: bool) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        for family in [Family::Inet, Family::Bridge] {
+            transaction.delete_elements(family, SUBNETS, &Plan::subnet_elements(network));
+        }
+        if serving {
+            transaction.delete_elements(Family::Inet, GATEWAYS, &Plan::gateway_elements(bridge, network));
+        }
+        self.apply("remove a network from the nftables tables", transaction)
+    }
+
+    /// Installs the identity filter of a port.
+    pub fn add_port(&mut self, name: &str, port: &PortPlan) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        transaction.add_elements(Family::Bridge, PORTS, &[port_element(name)]);
+        transaction.add_chain(Family::NetDev, &port_chain(name, port));
+        self.apply(&format!("install the identity filter of {name}"), transaction)
+    }
+
+    /// Removes the identity filter of a port that still exists.
+    pub fn remove_port(&mut self, name: &str, port: &PortPlan) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        transaction.delete_chain(Family::NetDev, &port_chain_name(name, port.index));
+        transaction.delete_elements(Family::Bridge, PORTS, &[port_element(name)]);
+        self.apply(&format!("remove the identity filter of {name}"), transaction)
+    }
+
+    /// Takes a port that is gone (its chain went with it) out of the set of ports.
+    pub fn forget_port(&mut self, name: &str) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        transaction.delete_elements(Family::Bridge, PORTS, &[port_element(name)]);
+        self.apply(&format!("forget the port {name}"), transaction)
+    }
+
+    /// Closes and opens flows in one transaction; those to close must be there.
+    pub fn change_flows(&mut self, close: &[FlowKey], open: &[(FlowKey, u64)]) -> Result<(), KernelError> {
+        let mut transaction = Transaction::new();
+        let closing: Vec<Element> = close.iter().map(|key| Element::plain(&key.bytes())).collect();
+        transaction.delete_elements(Family::Inet, DIRECT4, &closing);
+        transaction.add_elements(Family::Inet, DIRECT4, &flow_elements(open));
+        self.apply("change the granted flows", transaction)
+    }
+
+    fn apply(&mut self, operation: &str, transaction: Transaction) -> Result<(), KernelError> {
+        let finished = transaction.finish();
+        self.socket.transact(operation, &finished.bytes, finished.last)
+    }
+}
+
+fn flow_elements(flows: &[(FlowKey, u64)]) -> Vec<Element> {
+    flows.iter().map(|(key, timeout)| Element { timeout: Some(*timeout), ..Element::plain(&key.bytes()) }).collect()
+}

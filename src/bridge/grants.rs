@@ -1,0 +1,230 @@
+//! The granted flows: who may reach what directly, why, and until when.
+//!
+//! Owns: the cap per container, refreshes, and the judgement whether a grant still holds. Does not own: the kernel's
+//! set. A value: it is given the time and tells what to change.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::docker_manager::Endpoint;
+use crate::names::special_purpose;
+use crate::rule_engine::{Action, Agent, Context, Dns, EgressMode, Network, RuleSet};
+
+use super::Grant;
+use super::ports::same_identity;
+use super::readback::FlowKey;
+
+/// Granted flows a container, the oldest out: a name with many answers stays usable, the kernel's set bounded.
+pub const MAX_PER_CONTAINER: usize = 256;
+/// Names remembered for one flow: several names can share an address; more than these are of no use to anybody.
+const MAX_NAMES: usize = 16;
+/// TCP, the protocol of grants that come from names.
+const TCP: u8 = 6;
+
+/// A granted flow.
+struct Entry {
+    endpoint: Arc<Endpoint>,
+    /// The names that resolved to it, each with its own end.
+    names: BTreeMap<Box<str>, Instant>,
+    /// Grows with every grant and refresh: the least is the oldest.
+    age: u64,
+}
+
+impl Entry {
+    fn expires(&self) -> Option<Instant> {
+        self.names.values().max().copied()
+    }
+}
+
+/// What to change in the kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Flows to close for new ones.
+    pub close: Vec<FlowKey>,
+    /// Flows to open, with milliseconds.
+    pub open: Vec<(FlowKey, u64)>,
+}
+
+/// A granted flow, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedFlow {
+    /// Whose.
+    pub endpoint: Arc<Endpoint>,
+    /// The address that may be reached.
+    pub destination: Ipv4Addr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The port that may be reached.
+    pub port: u16,
+    /// The names it was granted for.
+    pub names: Vec<Box<str>>,
+    /// Until when new flows may begin.
+    pub expires_in: Duration,
+    /// Packets from the container since the element was made.
+    pub packets: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+}
+
+/// All granted flows.
+#[derive(Default)]
+pub(super) struct GrantBook {
+    entries: HashMap<FlowKey, Entry>,
+    clock: u64,
+}
+
+impl GrantBook {
+    /// Takes a grant in; gives what the kernel must change for it.
+    pub fn grant(&mut self, grant: &Grant, now: Instant) -> Change {
+        self.forget_expired(now);
+        let until = now + grant.ttl;
+        let mut keys = Vec::new();
+        for address in &grant.addresses {
+            for port in &grant.ports {
+                keys.push(FlowKey {
+                    source: grant.endpoint.address,
+                    destination: *address,
+                    protocol: TCP,
+                    port: *port,
+                });
+            }
+        }
+        keys.truncate(MAX_PER_CONTAINER);
+        let mut change = Change::default();
+        for key in keys {
+            self.clock += 1;
+            let entry = self.entries.entry(key).or_insert_with(|| Entry {
+                endpoint: Arc::clone(&grant.endpoint),
+                names: BTreeMap::new(),
+                age: 0,
+            });
+            entry.age = self.clock;
+            entry.endpoint = Arc::clone(&grant.endpoint);
+            if !entry.names.contains_key(&grant.name) && entry.names.len() >= MAX_NAMES {
+                let first = entry.names.iter().min_by_key(|(_, end)| **end).map(|(name, _)| name.clone());
+                first.map(|name| entry.names.remove(&name));
+            }
+            let end = entry.names.entry(grant.name.clone()).or_insert(until);
+            *end = until.max(*end);
+            let left = entry.expires().map_or(Duration::ZERO, |end| end.saturating_duration_since(now));
+            change.open.push((key, milliseconds(left)));
+        }
+        change.close = self.evict(grant.endpoint.address);
+        // A flow both opened and closed is not opened.
+        change.open.retain(|(key, _)| !change.close.contains(key));
+        change
+    }
+
+    /// Takes out the oldest flows of `source` beyond the cap.
+    fn evict(&mut self, source: Ipv4Addr) -> Vec<FlowKey> {
+        let mut own: Vec<(u64, FlowKey)> =
+            self.entries.iter().filter(|(key, _)| key.source == source).map(|(key, entry)| (entry.age, *key)).collect();
+        let surplus = own.len().saturating_sub(MAX_PER_CONTAINER);
+        own.sort_unstable();
+        let evicted: Vec<FlowKey> = own.into_iter().take(surplus).map(|(_, key)| key).collect();
+        evicted.iter().for_each(|key| drop(self.entries.remove(key)));
+        evicted
+    }
+
+    /// Takes out what `rules` no longer allow; gives the flows to close.
+    pub fn rejudge(&mut self, rules: &RuleSet, now: Instant) -> Vec<FlowKey> {
+        self.forget_expired(now);
+        let mut closed = Vec::new();
+        self.entries.retain(|key, entry| {
+            let endpoint = &entry.endpoint;
+            entry.names.retain(|name, _| allowed(rules, endpoint, name, key.destination, key.port));
+            if entry.names.is_empty() {
+                closed.push(*key);
+            }
+            !entry.names.is_empty()
+        });
+        closed
+    }
+
+    /// Takes out every flow of an identity; gives the flows to close.
+    pub fn revoke(&mut self, endpoint: &Endpoint) -> Vec<FlowKey> {
+        self.take(|entry| same_identity(&entry.endpoint, endpoint))
+    }
+
+    /// Takes out everything; gives the flows to close.
+    pub fn revoke_all(&mut self) -> Vec<FlowKey> {
+        self.take(|_| true)
+    }
+
+    /// The flows in force, with the milliseconds they have left.
+    pub fn flows(&mut self, now: Instant) -> Vec<(FlowKey, u64)> {
+        self.forget_expired(now);
+        let left = |entry: &Entry| entry.expires().map_or(Duration::ZERO, |end| end.saturating_duration_since(now));
+        self.entries.iter().map(|(key, entry)| (*key, milliseconds(left(entry)))).collect()
+    }
+
+    /// Takes one flow out.
+    pub fn forget(&mut self, key: &FlowKey) {
+        self.entries.remove(key);
+    }
+
+    /// Whether a flow is in force.
+    pub fn holds(&self, key: &FlowKey) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// A flow for the operator, with the kernel's counters.
+    pub fn describe(&self, key: &FlowKey, now: Instant, packets: u64, bytes: u64) -> Option<GrantedFlow> {
+        let entry = self.entries.get(key)?;
+        Some(GrantedFlow {
+            endpoint: Arc::clone(&entry.endpoint),
+            destination: key.destination,
+            protocol: key.protocol,
+            port: key.port,
+            names: entry.names.keys().cloned().collect(),
+            expires_in: entry.expires()?.saturating_duration_since(now),
+            packets,
+            bytes,
+        })
+    }
+
+    fn take(&mut self, which: impl Fn(&Entry) -> bool) -> Vec<FlowKey> {
+        let mut closed = Vec::new();
+        self.entries.retain(|key, entry| {
+            let taken = which(entry);
+            if taken {
+                closed.push(*key);
+            }
+            !taken
+        });
+        closed
+    }
+
+    fn forget_expired(&mut self, now: Instant) {
+        self.entries.retain(|_, entry| {
+            entry.names.retain(|_, end| *end > now);
+            !entry.names.is_empty()
+        });
+    }
+}
+
+/// The decision that the DNS filter took, taken anew: whether a `direct_ip` rule allows this flow.
+pub(super) fn allowed(rules: &RuleSet, endpoint: &Endpoint, name: &str, address: Ipv4Addr, port: u16) -> bool {
+    let agent = Agent { name: Some(&endpoint.agent), container: Some(&endpoint.container) };
+    let dns = Dns { query: Some(name), record_type: Some("A") };
+    let text = address.to_string();
+    let mut decision = rules.decide(&Context { agent, dns, ..Context::default() });
+    if decision.wants_address {
+        let network = Network { ip: Some(&text), ..Network::default() };
+        decision = rules.decide(&Context { agent, dns, network, ..Context::default() });
+    }
+    let egress = decision.rule.as_ref().and_then(|rule| rule.egress.as_ref());
+    decision.action == Action::Allow
+        && egress.is_some_and(|egress| {
+            egress.mode == EgressMode::DirectIp
+                && egress.ports.contains(&port)
+                && (egress.allow_private_ips || special_purpose(IpAddr::V4(address)).is_none())
+        })
+}
+
+/// At least one: the kernel takes zero for "no timeout".
+fn milliseconds(left: Duration) -> u64 {
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
+}

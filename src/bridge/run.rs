@@ -1,0 +1,379 @@
+//! The bridge thread: one mio loop over its mailbox, links, nftables notifications and the kernel's log.
+//!
+//! Owns: the loop, its deadlines, and what is told to control and events. Does not own: the kernel's side itself
+//! (`enforcer.rs`).
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use tracing::{debug, error, warn};
+
+use crate::daemon::control::ControlMessage;
+use crate::daemon::{Readiness, Snapshot, Subsystem};
+use crate::docker_manager::Endpoint;
+use crate::event_loop::{Address, MAILBOX, Mailbox};
+use crate::events::{Event, EventSink, Layer, Verdict};
+
+use super::config::{BridgeConfig, StartError};
+use super::enforcer::{Enforcer, LOG};
+use super::kernel_log::{Drop as Dropped, KernelLog};
+use super::links;
+use super::plan::{NetworkPlan, Reason};
+use super::readback;
+use super::socket::{KernelError, Socket};
+use super::wire;
+use super::{BridgeCommand, StopMode, panic_closed};
+
+const LINKS: Token = Token(0);
+const TABLES: Token = Token(1);
+const DROPS: Token = Token(2);
+/// The bit of `NFNLGRP_NFTABLES`.
+const GROUP_NFTABLES: u32 = 1 << 6;
+/// `NFT_MSG_NEWGEN`, which closes every transaction's notifications.
+const NEW_GENERATION: u16 = 15;
+/// Between two repairs: a tool that fights us costs some percent of a core, and never wins for longer than this.
+const REPAIR_INTERVAL: Duration = Duration::from_millis(50);
+/// While an endpoint waits for its veth: a namespace gets its number without any notification.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(20);
+/// How long an endpoint is waited for after the last news of it: Docker needs less than a second from its event to
+/// the link; news of links and snapshots start this again.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The bridge subsystem.
+pub struct Bridge {
+    config: BridgeConfig,
+    enforcer: Enforcer,
+    control: Address<ControlMessage>,
+    events: EventSink,
+    readiness: Readiness,
+    poll: Poll,
+    mailbox: Mailbox<BridgeCommand>,
+    link_monitor: Socket,
+    table_monitor: Socket,
+    kernel_log: Option<KernelLog>,
+    /// A foreign change is to be looked at.
+    suspicious: bool,
+    last_repair: Option<Instant>,
+    /// Until when endpoints without veth are looked for.
+    claim_until: Option<Instant>,
+    /// Set by a stop in order: nothing is left to close.
+    stopped: bool,
+}
+
+impl Bridge {
+    /// Puts the base table in force, makes or adopts the default bridge, and prepares the loop.
+    ///
+    /// # Errors
+    /// What the kernel refused, or why the bridge's name cannot be used; what had been made is undone.
+    pub fn start(
+        config: BridgeConfig,
+        control: Address<ControlMessage>,
+        events: EventSink,
+        readiness: Readiness,
+        poll: Poll,
+        mailbox: Mailbox<BridgeCommand>,
+    ) -> Result<Bridge, StartError> {
+        // Subscribed before anything is made, so that no change is missed.
+        let link_monitor = links::link_monitor()?;
+        let table_monitor = Socket::listening(SockProtocol::NetlinkNetFilter, GROUP_NFTABLES)?;
+        let kernel_log = KernelLog::open(Instant::now());
+        let kernel_log = match kernel_log {
+            Ok(log) => Some(log),
+            Err(error) => {
+                let text = format!("drops in the kernel are not reported: {error}");
+                warn!(target: LOG, "{text}");
+                readiness.warn("kernel_log", Some(text));
+                None
+            }
+        };
+        for (descriptor, token) in [
+            (Some(link_monitor.as_raw_fd()), LINKS),
+            (Some(table_monitor.as_raw_fd()), TABLES),
+            (kernel_log.as_ref().map(AsRawFd::as_raw_fd), DROPS),
+        ] {
+            if let Some(descriptor) = descriptor {
+                poll.registry()
+                    .register(&mut SourceFd(&descriptor), token, Interest::READABLE)
+                    .map_err(StartError::Poll)?;
+            }
+        }
+        let enforcer = Enforcer::start(&config)?;
+        readiness.set("bridge", Ok(()));
+        Ok(Bridge {
+            config,
+            enforcer,
+            control,
+            events,
+            readiness,
+            poll,
+            mailbox,
+            link_monitor,
+            table_monitor,
+            kernel_log,
+            suspicious: false,
+            last_repair: None,
+            claim_until: None,
+            stopped: false,
+        })
+    }
+
+    /// Works until told to stop.
+    ///
+    /// # Errors
+    /// What made it impossible to go on; the closed base table is in force then.
+    pub fn run(mut self) -> Result<(), String> {
+        let mut events = Events::with_capacity(64);
+        loop {
+            match self.poll.poll(&mut events, self.timeout(Instant::now())) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(format!("the bridge cannot wait for events: {error}")),
+            }
+            let mut reconcile = false;
+            let mut commands = false;
+            for event in &events {
+                match event.token() {
+                    MAILBOX => commands = true,
+                    LINKS => reconcile |= self.link_monitor.drain(),
+                    TABLES => self.suspicious |= self.foreign_change(),
+                    DROPS => self.report_drops(),
+                    _ => {}
+                }
+            }
+            let now = Instant::now();
+            if reconcile {
+                self.wait_for_claims(now);
+            }
+            if reconcile || self.claim_until.is_some() {
+                self.reconcile();
+            }
+            if self.suspicious {
+                self.check(now);
+            }
+            while commands && let Some(command) = self.mailbox.take() {
+                if let BridgeCommand::Stop(mode) = command {
+                    return self.stop(mode);
+                }
+                self.command(command);
+            }
+        }
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let claims = self.claim_until.map(|_| CLAIM_INTERVAL);
+        let repair = self.suspicious.then(|| {
+            let next = self.last_repair.map_or(now, |last| last + REPAIR_INTERVAL);
+            next.saturating_duration_since(now)
+        });
+        claims.into_iter().chain(repair).min()
+    }
+
+    fn stop(mut self, mode: StopMode) -> Result<(), String> {
+        let stopped = self.enforcer.stop(mode).map_err(|error| error.to_string());
+        self.stopped = stopped.is_ok();
+        stopped
+    }
+
+    fn command(&mut self, command: BridgeCommand) {
+        let now = Instant::now();
+        match command {
+            BridgeCommand::Snapshot(snapshot) => self.take(&snapshot, now),
+            BridgeCommand::EnsureNetwork { bridge, subnet, gateway, done } => {
+                done.send(self.enforcer.ensure_network(&bridge, NetworkPlan { subnet, gateway }));
+                self.suspicious = true;
+            }
+            BridgeCommand::RemoveNetwork { bridge, done } => {
+                done.send(self.enforcer.remove_network(&bridge));
+                self.suspicious = true;
+            }
+            BridgeCommand::Grant(grant, done) => done.send(self.enforcer.grant(&grant, now)),
+            BridgeCommand::Grants(done) => {
+                done.send(self.enforcer.granted(now).map_err(|error| error.to_string()));
+            }
+            BridgeCommand::Flush(done) => {
+                done.send(self.enforcer.flush(None).map_err(|error| error.to_string()));
+            }
+            BridgeCommand::Status(done) => done.send(self.enforcer.status()),
+            BridgeCommand::Up(done) => {
+                let result = self.enforcer.up(now).map_err(|error| error.to_string());
+                self.wait_for_claims(now);
+                self.suspicious = true;
+                done.send(result.map(|()| self.enforcer.status()));
+            }
+            BridgeCommand::Down(done) => {
+                let result = self.enforcer.take_down().map_err(|error| error.to_string());
+                self.tell_gone();
+                done.send(result.map(|()| self.enforcer.status()));
+            }
+            BridgeCommand::Ping(done) => done.send(()),
+            // Handled by the loop.
+            BridgeCommand::Stop(_) => {}
+        }
+    }
+
+    fn take(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
+        let taken = self.enforcer.take(snapshot, now);
+        self.tell_gone();
+        self.wait_for_claims(now);
+        self.suspicious = true;
+        match taken {
+            Ok(()) => {
+                self.readiness.set("bridge", Ok(()));
+                let message =
+                    ControlMessage::Acknowledged { subsystem: Subsystem::Bridge, generation: snapshot.generation };
+                self.tell(message);
+            }
+            // Not acknowledged: a reload that the kernel did not take is not in force.
+            Err(error) => {
+                error!(target: LOG, "snapshot {}: {error}", snapshot.generation);
+                self.readiness.set("bridge", Err(error.to_string()));
+                self.close();
+            }
+        }
+    }
+
+    /// After a failure that leaves the kernel's state in doubt: nothing is open until the next check repairs it.
+    fn close(&mut self) {
+        self.enforcer.grants.revoke_all();
+        if let Err(error) = self.enforcer.firewall.close(&self.config.closed_plan()) {
+            error!(target: LOG, "{error}");
+        }
+        self.suspicious = true;
+    }
+
+    fn wait_for_claims(&mut self, now: Instant) {
+        self.claim_until = self.enforcer.waits().then(|| now + CLAIM_PATIENCE);
+    }
+
+    fn reconcile(&mut self) {
+        if let Err(error) = self.enforcer.reconcile() {
+            warn!(target: LOG, "{error}");
+        }
+        self.tell_gone();
+        let patient = self.claim_until.is_some_and(|until| Instant::now() < until);
+        if !patient || !self.enforcer.waits() {
+            self.claim_until = None;
+        }
+    }
+
+    fn tell_gone(&mut self) {
+        for claim in std::mem::take(&mut self.enforcer.gone) {
+            self.tell(ControlMessage::EndpointGone {
+                container_id: Arc::clone(&claim.endpoint.container_id),
+                address: claim.endpoint.address,
+                at: Instant::now(),
+            });
+        }
+    }
+
+    fn tell(&self, message: ControlMessage) {
+        if self.control.send(message).is_err() {
+            warn!(target: LOG, "control does not take messages");
+        }
+    }
+
+    /// True when somebody else changed a table of ours.
+    fn foreign_change(&mut self) -> bool {
+        let own = self.enforcer.firewall.port();
+        let mut foreign = false;
+        loop {
+            match self.table_monitor.heard() {
+                Ok(Some(buffer)) => {
+                    foreign |= wire::messages(buffer).any(|message| {
+                        message.port != own
+                            && message.kind >> 8 == u16::from(readback::SUBSYSTEM)
+                            && message.kind & 0xff != NEW_GENERATION
+                            && message.netfilter_attributes().find(1).is_some_and(|table| table.text() == "outcall")
+                    });
+                }
+                Err(Errno::EINTR) => {}
+                Ok(None) => return foreign,
+                // Lost notifications: look.
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// Compares and repairs, at most once in `REPAIR_INTERVAL`.
+    fn check(&mut self, now: Instant) {
+        if self.last_repair.is_some_and(|last| now < last + REPAIR_INTERVAL) {
+            return;
+        }
+        self.suspicious = false;
+        // A port that vanished took its chain along: that is no foreign change.
+        self.link_monitor.drain();
+        self.reconcile();
+        match self.enforcer.check(now) {
+            Ok(differences) if differences.is_empty() => {}
+            Ok(differences) => {
+                self.last_repair = Some(now);
+                // Once more after the repair: it is checked like any other change.
+                self.suspicious = true;
+                warn!(target: LOG, "nftables was changed by someone else and has been put back: {}", differences.join("; "));
+                self.events.record(Event::new(Layer::Kernel, Verdict::Block, "table_restored"));
+                self.readiness.set("bridge", Ok(()));
+            }
+            Err(error) => {
+                self.last_repair = Some(now);
+                self.suspicious = true;
+                self.unrepaired(&error);
+            }
+        }
+    }
+
+    fn unrepaired(&mut self, error: &KernelError) {
+        // A device that vanishes between the listing and the transaction is seen at the next turn.
+        if error.errno == Errno::ENOENT {
+            debug!(target: LOG, "{error}");
+        } else {
+            error!(target: LOG, "the nftables tables could not be checked: {error}");
+            self.readiness.set("bridge", Err(error.to_string()));
+        }
+    }
+
+    fn report_drops(&mut self) {
+        let Some(log) = &mut self.kernel_log else { return };
+        for dropped in log.read(Instant::now()) {
+            let mut event = Event::new(Layer::Kernel, Verdict::Block, dropped.reason.code());
+            event.endpoint = self.sender(&dropped);
+            event.peer = dropped.source;
+            event.destination = dropped.socket_address();
+            event.protocol = Some(dropped.protocol);
+            self.events.record(event);
+        }
+    }
+
+    /// Whose packet it was: by its port where that is known, else by its address.
+    fn sender(&self, dropped: &Dropped) -> Option<Arc<Endpoint>> {
+        let claims = &self.enforcer.claims;
+        let by_port = dropped.interfaces.iter().flatten().find_map(|index| claims.get(index));
+        if let Some(claim) = by_port {
+            return Some(Arc::clone(&claim.endpoint));
+        }
+        let address = match dropped.reason {
+            Reason::Inbound | Reason::FromHost => dropped.destination?,
+            // Nobody's: the address was not the sender's own, or may not have been.
+            Reason::Spoofed | Reason::Unvetted | Reason::Misplaced => return None,
+            _ => dropped.source?,
+        };
+        let std::net::IpAddr::V4(address) = address else { return None };
+        let snapshot = self.enforcer.snapshot.as_ref()?;
+        snapshot.directory.endpoints.get(&address).map(Arc::clone)
+    }
+}
+
+impl Drop for Bridge {
+    /// A thread that ends in any other way than by a stop leaves the closed base table in force.
+    fn drop(&mut self) {
+        if !self.stopped
+            && let Err(error) = panic_closed(&self.config)
+        {
+            error!(target: LOG, "{error}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! A small world for the bridge: a network namespace as host, others as containers and as the internet.
+//!
+//! Everything lives in anonymous namespaces held by child processes, and goes away with them.
+
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use outcall::bridge::{Bridge, BridgeCommand, BridgeConfig, StopMode};
+use outcall::daemon::control::ControlMessage;
+use outcall::daemon::{Readiness, Snapshot};
+use outcall::docker_manager::{Directory, Endpoint, ManagedNetwork};
+use outcall::event_loop::{Address, Mailbox, mailbox, reply_channel};
+use outcall::events::{Event, EventSink};
+use outcall::rule_engine::RuleSet;
+
+/// A public-looking address of the internet.
+pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+/// How long to wait for something to happen.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection attempt lasts before it counts as dropped.
+pub const DROPPED: Duration = Duration::from_millis(250);
+
+/// Moves this thread into a new namespace; `false` (and a word why) where that is not allowed.
+pub fn enter() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root || unshare(CloneFlags::CLONE_NEWNET).is_err() {
+        eprintln!("skipped: needs root and network namespaces of its own");
+        return false;
+    }
+    run("ip link set lo up");
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    true
+}
+
+/// Runs a command; panics when it fails.
+pub fn run(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until `condition` holds; gives how long that took.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    start.elapsed()
+}
+
+/// A process that holds a network namespace.
+pub struct Space(Child);
+
+impl Space {
+    pub fn new() -> Space {
+        let child = Command::new("unshare")
+            .args(["-n", "sleep", "600"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let space = Space(child);
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        until("a namespace of its own", || std::fs::read_link(space.path()).is_ok_and(|other| other != own));
+        space.run("ip link set lo up");
+        space
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.0.id().cast_signed()
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+
+    pub fn run(&self, command: &str) -> String {
+        run(&format!("nsenter -t {} -n sh -c '{command}'", self.0.id()))
+    }
+
+    /// Does something inside, on a thread of its own.
+    pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let file = std::fs::File::open(self.path()).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+                act()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// Whether a TCP connection can be made.
+    pub fn connects(&self, address: Ipv4Addr, port: u16) -> bool {
+        self.dial(address, port).is_some()
+    }
+
+    pub fn dial(&self, address: Ipv4Addr, port: u16) -> Option<TcpStream> {
+        self.inside(|| TcpStream::connect_timeout(&SocketAddrV4::new(address, port).into(), DROPPED).ok())
+    }
+
+    pub fn listen(&self, address: Ipv4Addr, port: u16) -> TcpListener {
+        self.inside(|| TcpListener::bind((address, port)).unwrap())
+    }
+
+    pub fn udp(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
+        let socket = self.inside(|| UdpSocket::bind((address, port)).unwrap());
+        socket.set_read_timeout(Some(DROPPED)).unwrap();
+        socket
+    }
+
+    pub fn pings(&self, address: Ipv4Addr) -> bool {
+        let command = format!("nsenter -t {} -n ping -c1 -W1 {address}", self.0.id());
+        Command::new("sh").args(["-c", &command]).output().unwrap().status.success()
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The internet: a default route to where every address answers that is put there.
+pub fn internet() -> Space {
+    let space = Space::new();
+    run(&format!("ip link add up0 type veth peer name eth0 netns {}", space.pid()));
+    run("ip addr add 198.18.0.1/24 dev up0; ip link set up0 up");
+    space.run("ip addr add 198.18.0.2/24 dev eth0; ip link set eth0 up");
+    space.run(&format!("ip addr add {PUBLIC}/32 dev lo; ip route add 10.200.0.0/16 via 198.18.0.1"));
+    run("ip route add default via 198.18.0.2");
+    space
+}
+
+/// A bridge thread with its mailboxes.
+pub struct Daemon {
+    pub commands: Address<BridgeCommand>,
+    pub control: Mailbox<ControlMessage>,
+    pub events: crossbeam_channel::Receiver<Event>,
+    pub thread: Option<std::thread::JoinHandle<Result<(), String>>>,
+    pub generation: u64,
+    pub rules: Arc<RuleSet>,
+    _control_poll: mio::Poll,
+}
+
+pub fn config() -> BridgeConfig {
+    BridgeConfig { bridge: "outcall0".to_owned(), dns_port: 53, proxy_port: Some(8080) }
+}
+
+impl Daemon {
+    pub fn start() -> Daemon {
+        Self::start_with(config())
+    }
+
+    pub fn start_with(config: BridgeConfig) -> Daemon {
+        let poll = mio::Poll::new().unwrap();
+        let control_poll = mio::Poll::new().unwrap();
+        let (commands, inbox) = mailbox(&poll, 64).unwrap();
+        let (control_address, control) = mailbox(&control_poll, 1024).unwrap();
+        let (sender, events) = crossbeam_channel::bounded(4096);
+        let sink = EventSink::new(sender);
+        let bridge = Bridge::start(config, control_address, sink, Readiness::default(), poll, inbox)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let thread = std::thread::spawn(|| bridge.run());
+        Daemon {
+            commands,
+            control,
+            events,
+            thread: Some(thread),
+            generation: 0,
+            rules: Arc::new(RuleSet::block_all()),
+            _control_poll: control_poll,
+        }
+    }
+
+    pub fn ask<T: Send + 'static>(&self, command: impl FnOnce(outcall::event_loop::Reply<T>) -> BridgeCommand) -> T {
+        let (reply, answer) = reply_channel();
+        assert!(self.commands.send(command(reply)).is_ok());
+        answer.recv_timeout(PATIENCE).unwrap()
+    }
+
+    pub fn ensure(&self, network: &ManagedNetwork) {
+        let (bridge, subnet, gateway) = (network.bridge.clone(), network.subnet, network.gateway);
+        self.ask(|done| BridgeCommand::EnsureNetwork { bridge, subnet, gateway, done }).unwrap();
+    }
+
+    /// Publishes a directory and waits until it is in force.
+    pub fn publish(&mut self, networks: &[&Arc<ManagedNetwork>], endpoints: &[&Arc<Endpoint>]) {
+        let mut directory = Directory::empty(Instant::now());
+        directory.networks = networks.iter().map(|network| Arc::clone(network)).collect();
+        directory.endpoints = endpoints.iter().map(|endpoint| (endpoint.address, Arc::clone(endpoint))).collect();
+        self.generation += 1;
+        let generation = self.generation;
+        let snapshot = Snapshot { generation, rules: Arc::clone(&self.rules), directory: Arc::new(directory) };
+        assert!(self.commands.send(BridgeCommand::Snapshot(Arc::new(snapshot))).is_ok());
+        until("the acknowledgement", || {
+            std::iter::from_fn(|| self.control.take())
+                .any(|message| matches!(message, ControlMessage::Acknowledged { generation: g, .. } if g == generation))
+        });
+    }
+
+    pub fn healthy(&self) -> bool {
+        self.ask(BridgeCommand::Status).nftables_active
+    }
+
+    pub fn stop(mut self, mode: StopMode) {
+        assert!(self.commands.send(BridgeCommand::Stop(mode)).is_ok());
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.commands.send(BridgeCommand::Stop(StopMode::Teardown));
+            let _ = thread.join();
+        }
+    }
+}
+
+pub fn network(name: &str, bridge: &str, third: u8) -> Arc<ManagedNetwork> {
+    Arc::new(ManagedNetwork {
+        name: name.to_owned(),
+        id: "0".repeat(64),
+        bridge: bridge.to_owned(),
+        subnet: format!("10.200.{third}.0/24").parse().unwrap(),
+        gateway: Ipv4Addr::new(10, 200, third, 1),
+    })
+}
+
+/// A container on `network`, whose veth is called `veth`, as Docker would make it.
+pub fn container(network: &Arc<ManagedNetwork>, last: u8, veth: &str) -> (Space, Arc<Endpoint>) {
+    let space = Space::new();
+    let [a, b, third, _] = network.gateway.octets();
+    let address = Ipv4Addr::new(a, b, third, last);
+    let mac = [2, 0x42, 10, 200, third, last];
+    let mac_text = mac.map(|byte| format!("{byte:02x}")).join(":");
+    run(&format!(
+        "ip link add {veth} type veth peer name eth0 netns {} && ip link set {veth} master {} up",
+        space.pid(),
+        network.bridge
+    ));
+    space.run(&format!("ip link set eth0 address {mac_text} up; ip addr add {address}/24 dev eth0"));
+    space.run(&format!("ip route add default via {}", network.gateway));
+    let endpoint = Arc::new(Endpoint {
+        container_id: format!("{third:032}{last:032}").into(),
+        container: format!("agent-{last}").into(),
+        agent: "agent".into(),
+        network: Arc::clone(network),
+        address,
+        mac,
+        sandbox_key: String::new(),
+        pid: space.pid(),
+    });
+    (space, endpoint)
+}
