@@ -210,10 +210,10 @@ pub(super) fn allowed(rules: &RuleSet, endpoint: &Endpoint, name: &str, address:
     let agent = Agent { name: Some(&endpoint.agent), container: Some(&endpoint.container) };
     let dns = Dns { query: Some(name), record_type: Some("A") };
     let text = address.to_string();
-    let mut decision = rules.decide(&Context { agent, dns, ..Context::default() });
+    let mut decision = rules.peek(&Context { agent, dns, ..Context::default() });
     if decision.wants_address {
         let network = Network { ip: Some(&text), ..Network::default() };
-        decision = rules.decide(&Context { agent, dns, network, ..Context::default() });
+        decision = rules.peek(&Context { agent, dns, network, ..Context::default() });
     }
     let egress = decision.rule.as_ref().and_then(|rule| rule.egress.as_ref());
     decision.action == Action::Allow

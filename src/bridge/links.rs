@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use super::socket::{KernelError, Socket};
-use super::wire::{Attributes, Request};
+use super::wire::{Attributes, NESTED, Request};
 
 /// The bit of `RTNLGRP_LINK`.
 const GROUP_LINK: u32 = 1;
@@ -188,7 +188,9 @@ impl Links {
     /// Keeps a bridge port from exchanging frames with other isolated ports.
     pub fn isolate(&mut self, index: u32, name: &str) -> Result<(), KernelError> {
         let operation = format!("isolate the port {name}");
-        self.set_link(&operation, RtAddrFamily::from(AF_BRIDGE), index, Ifla::Protinfo, &nested(BRPORT_ISOLATED, &[1]))
+        // Without the flag the kernel takes the value for the port's spanning tree state.
+        let kind = Ifla::from(libc::IFLA_PROTINFO | NESTED);
+        self.set_link(&operation, RtAddrFamily::from(AF_BRIDGE), index, kind, &nested(BRPORT_ISOLATED, &[1]))
     }
 
     /// Gives a link an address; one that it has already is fine.

@@ -3,18 +3,20 @@
 //! Everything lives in anonymous namespaces held by child processes, and goes away with them.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{MsgFlags, SockaddrIn};
 use outcall::bridge::{Bridge, BridgeCommand, BridgeConfig, StopMode};
 use outcall::daemon::control::ControlMessage;
 use outcall::daemon::{Readiness, Snapshot};
 use outcall::docker_manager::{Directory, Endpoint, ManagedNetwork};
 use outcall::event_loop::{Address, Mailbox, mailbox, reply_channel};
 use outcall::events::{Event, EventSink};
-use outcall::rule_engine::RuleSet;
+use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
 
 /// A public-looking address of the internet.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
@@ -113,10 +115,42 @@ impl Space {
         socket
     }
 
+    /// Whether an echo request is answered.
     pub fn pings(&self, address: Ipv4Addr) -> bool {
-        let command = format!("nsenter -t {} -n ping -c1 -W1 {address}", self.0.id());
-        Command::new("sh").args(["-c", &command]).output().unwrap().status.success()
+        self.inside(|| {
+            let socket = echo_socket();
+            let start = Instant::now();
+            if send_echo(&socket, address).is_err() {
+                return false;
+            }
+            let mut packet = [0; 256];
+            // A raw socket hears every ICMP message: the answer is type 0, from there.
+            while start.elapsed() < DROPPED {
+                let heard = nix::sys::socket::recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()).is_ok();
+                if heard && packet[20] == 0 && packet[12..16] == address.octets() {
+                    return true;
+                }
+            }
+            false
+        })
     }
+}
+
+/// A raw ICMP socket of this thread's namespace.
+pub fn echo_socket() -> OwnedFd {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
+    use nix::sys::time::{TimeVal, TimeValLike};
+    let fd = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Icmp).unwrap();
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
+    fd
+}
+
+/// Sends an echo request.
+pub fn send_echo(socket: &OwnedFd, address: Ipv4Addr) -> nix::Result<usize> {
+    // Type 8, code 0, checksum, id 1, sequence 1.
+    let request = [8, 0, 0xf7, 0xfd, 0, 1, 0, 1];
+    let to = SockaddrIn::from(SocketAddrV4::new(address, 0));
+    nix::sys::socket::sendto(socket.as_raw_fd(), &request, &to, MsgFlags::empty())
 }
 
 impl Drop for Space {
@@ -258,4 +292,11 @@ pub fn container(network: &Arc<ManagedNetwork>, last: u8, veth: &str) -> (Space,
         pid: space.pid(),
     });
     (space, endpoint)
+}
+
+/// Rules from text.
+pub fn rules(text: &str) -> Arc<RuleSet> {
+    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let source = Source { name: "test.yaml".to_owned(), text: format!("version: '1'\nrules:\n{text}") };
+    load_sources(&[source], &options, None).unwrap().set
 }
