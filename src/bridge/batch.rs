@@ -130,6 +130,7 @@ impl Transaction {
 fn family(family: Family) -> ProtoFamily {
     match family {
         Family::Inet => ProtoFamily::Inet,
+        Family::Arp => ProtoFamily::Arp,
         Family::NetDev => ProtoFamily::NetDev,
         Family::Bridge => ProtoFamily::Bridge,
     }

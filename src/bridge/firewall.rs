@@ -48,7 +48,7 @@ impl Firewall {
     /// Removes the tables.
     pub fn remove(&mut self) -> Result<(), KernelError> {
         let mut transaction = Transaction::new();
-        for family in [Family::Inet, Family::Bridge, Family::NetDev] {
+        for family in [Family::Inet, Family::Arp, Family::Bridge, Family::NetDev] {
             transaction.remove(family);
         }
         self.apply("remove the nftables tables", transaction)

@@ -1,4 +1,4 @@
-//! What the kernel shall do, as a value: the three tables `outcall` (inet, bridge, netdev).
+//! What the kernel shall do, as a value: the tables `outcall` (inet, arp, bridge, netdev).
 //!
 //! Owns: the policy's shape: tables, chains, sets, rules and their order. Does not own: how it becomes a batch
 //! (`batch.rs`), the comparison with the kernel (`readback.rs`), links. The layer-2 tables are in `plan_ports.rs`.
@@ -42,6 +42,8 @@ pub(super) const PORTS: &CStr = c"ports";
 pub enum Family {
     /// IPv4 and IPv6.
     Inet = 1,
+    /// ARP for the host.
+    Arp = 3,
     /// Per device.
     NetDev = 5,
     /// Bridged frames.
@@ -296,6 +298,7 @@ pub(super) fn rule<const N: usize>(comment: &'static CStr, matches: [Expressions
 
 /// IP protocol numbers.
 const ICMP: u8 = 1;
+const IGMP: u8 = 2;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -320,8 +323,8 @@ impl Plan {
     }
 
     /// The tables that this plan asks for.
-    pub(super) fn tables(&self) -> [Table; 3] {
-        [self.inet(), plan_ports::bridge_table(self), plan_ports::netdev_table(self)]
+    pub(super) fn tables(&self) -> [Table; 4] {
+        [self.inet(), plan_ports::arp_table(self), plan_ports::bridge_table(self), plan_ports::netdev_table(self)]
     }
 
     /// The elements of the set of gateways.
@@ -350,7 +353,7 @@ impl Plan {
     }
 
     /// One rule for the default bridge, one for all others, which also holds before they exist.
-    fn for_bridges(&self, key: Meta, comment: &'static CStr, chain: &CStr) -> [Rule; 2] {
+    pub(super) fn for_bridges(&self, key: Meta, comment: &'static CStr, chain: &CStr) -> [Rule; 2] {
         [
             rule(comment, [ex::interface(key, &self.bridge)], &Verdict::Goto(chain)),
             rule(comment, [ex::interface_prefix(key, BRIDGE_PREFIX)], &Verdict::Goto(chain)),
@@ -508,8 +511,9 @@ impl Plan {
             name: c"from_host_to_container".to_owned(),
             base: None,
             rules: vec![
-                // The bridge's own router solicitations and listener reports are no attempt of anybody.
+                // The bridge's own router solicitations and group reports are no attempt of anybody.
                 rule(c"no IPv6", [ex::meta(Meta::NfProto, &[10]), ex::counter()], &Verdict::Drop),
+                rule(c"no multicast", [ex::l4proto(IGMP), ex::counter()], &Verdict::Drop),
                 rule(
                     c"answers of DNS, proxy and ping",
                     [ex::ct_direction(true), ex::ct_state(State::Established)],

@@ -1,6 +1,6 @@
 //! The layer-2 part of the plan: who may send through a port, and that ports do not reach each other.
 //!
-//! Owns: the tables `bridge outcall` and `netdev outcall`. Does not own: which veth is whose (`ports.rs`).
+//! Owns: the tables `arp outcall`, `bridge outcall` and `netdev outcall`. Does not own: which veth is whose (`ports.rs`).
 
 use std::ffi::CString;
 
@@ -56,6 +56,29 @@ pub(super) fn bridge_table(plan: &Plan) -> Table {
         sets: vec![ports, plan.subnets()],
         chains: vec![Reason::Neighbour.chain(), forward],
     }
+}
+
+/// ARP that reaches the host: of vetted senders only, so that a port without filter poisons no neighbour entry.
+pub(super) fn arp_table(plan: &Plan) -> Table {
+    let from_bridge = Chain {
+        name: c"from_bridge".to_owned(),
+        base: None,
+        rules: vec![
+            rule(
+                c"its port's filter knows the sender",
+                [ex::meta(Meta::Mark, &VETTED_MARK.to_ne_bytes())],
+                &Verdict::Accept,
+            ),
+            Reason::Unvetted.refuse(c"no filter, no traffic", []),
+        ],
+    };
+    let input = Chain {
+        name: c"input".to_owned(),
+        // `NF_ARP_IN` is 0, as is `NF_INET_PRE_ROUTING`.
+        base: Some(Base { nat: false, hook: nftnl::Hook::PreRouting, priority: 0, drop: false, device: None }),
+        rules: plan.for_bridges(Meta::IifName, c"from a container", &from_bridge.name).into(),
+    };
+    Table { family: Family::Arp, sets: Vec::new(), chains: vec![Reason::Unvetted.chain(), from_bridge, input] }
 }
 
 /// The identity filters, one chain a port.

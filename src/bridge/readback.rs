@@ -321,6 +321,7 @@ fn found_flow(element: Attributes<'_>) -> Option<FoundFlow> {
 fn family_name(family: u8) -> &'static str {
     match family {
         1 => "inet",
+        3 => "arp",
         5 => "netdev",
         7 => "bridge",
         _ => "other",

@@ -61,6 +61,8 @@ pub struct Bridge {
     last_repair: Option<Instant>,
     /// Until when endpoints without veth are looked for.
     claim_until: Option<Instant>,
+    /// A snapshot that could not be taken in full: acknowledged once the kernel is as planned.
+    unacknowledged: Option<u64>,
     /// Set by a stop in order: nothing is left to close.
     stopped: bool,
 }
@@ -118,6 +120,7 @@ impl Bridge {
             suspicious: false,
             last_repair: None,
             claim_until: None,
+            unacknowledged: None,
             stopped: false,
         })
     }
@@ -217,23 +220,27 @@ impl Bridge {
     }
 
     fn take(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
+        let before = self.enforcer.plan.clone();
         let taken = self.enforcer.take(snapshot, now);
         self.tell_gone();
         self.wait_for_claims(now);
-        self.suspicious = true;
+        self.suspicious |= self.enforcer.plan != before;
+        self.unacknowledged = Some(snapshot.generation);
         match taken {
-            Ok(()) => {
-                self.readiness.set("bridge", Ok(()));
-                let message =
-                    ControlMessage::Acknowledged { subsystem: Subsystem::Bridge, generation: snapshot.generation };
-                self.tell(message);
-            }
-            // Not acknowledged: a reload that the kernel did not take is not in force.
+            Ok(()) => self.acknowledge(),
+            // Not acknowledged: a reload that the kernel did not take is not in force yet.
             Err(error) => {
                 error!(target: LOG, "snapshot {}: {error}", snapshot.generation);
                 self.readiness.set("bridge", Err(error.to_string()));
                 self.close();
             }
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        if let Some(generation) = self.unacknowledged.take() {
+            self.readiness.set("bridge", Ok(()));
+            self.tell(ControlMessage::Acknowledged { subsystem: Subsystem::Bridge, generation });
         }
     }
 
@@ -309,7 +316,7 @@ impl Bridge {
         self.link_monitor.drain();
         self.reconcile();
         match self.enforcer.check(now) {
-            Ok(differences) if differences.is_empty() => {}
+            Ok(differences) if differences.is_empty() => self.acknowledge(),
             Ok(differences) => {
                 self.last_repair = Some(now);
                 // Once more after the repair: it is checked like any other change.

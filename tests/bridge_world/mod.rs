@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -133,6 +134,44 @@ impl Space {
             }
             false
         })
+    }
+
+    /// How many echo requests have arrived here.
+    pub fn echo_requests(&self) -> u64 {
+        // The first `Icmp:` line holds the names, the second the values.
+        let table = self.run("cat /proc/net/snmp");
+        let values = table.lines().filter(|line| line.starts_with("Icmp:")).nth(1).unwrap().to_owned();
+        let names = table.lines().find(|line| line.starts_with("Icmp:")).unwrap().to_owned();
+        let at = names.split_whitespace().position(|name| name == "InEchos").unwrap();
+        values.split_whitespace().nth(at).unwrap().parse().unwrap()
+    }
+}
+
+/// Echo requests to the internet without pause.
+pub struct Flood {
+    on: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<u64>,
+}
+
+impl Flood {
+    pub fn start(from: &Space) -> Flood {
+        let on = Arc::new(AtomicBool::new(true));
+        let flooding = Arc::clone(&on);
+        let socket = from.inside(echo_socket);
+        let thread = std::thread::spawn(move || {
+            let mut sent = 0;
+            while flooding.load(Ordering::Relaxed) {
+                sent += u64::from(send_echo(&socket, PUBLIC).is_ok());
+            }
+            sent
+        });
+        Flood { on, thread }
+    }
+
+    /// Ends it; gives how many were sent.
+    pub fn stop(self) -> u64 {
+        self.on.store(false, Ordering::Relaxed);
+        self.thread.join().unwrap()
     }
 }
 
