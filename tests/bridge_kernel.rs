@@ -264,8 +264,8 @@ fn a_veth_that_appears_after_its_endpoint_is_filtered_when_it_leads_there() {
         network: Arc::clone(&default),
         address: Ipv4Addr::new(10, 200, 0, 9),
         mac: [2, 0x42, 10, 200, 0, 9],
-        sandbox_key: String::new(),
-        pid: space.pid(),
+        sandbox_key: format!("/proc/{}/ns/net", space.pid()),
+        pid: 0,
     });
     run("ip link add vethL type veth peer name tmpL; ip link set vethL master outcall0 up");
     daemon.publish(&[&default], &[&endpoint]);

@@ -39,6 +39,8 @@ pub(super) struct Enforcer {
     pub snapshot: Option<Arc<Snapshot>>,
     /// Ports whose owner is known, by interface index.
     pub claims: BTreeMap<u32, Claim>,
+    /// On which bridge a veth was last claimed: what tells two veths of one container apart when both lost theirs.
+    pub homes: BTreeMap<u32, String>,
     pub grants: GrantBook,
     /// Endpoints whose veth is gone, to be told to control.
     pub gone: Vec<Claim>,
@@ -61,6 +63,7 @@ impl Enforcer {
             down: false,
             snapshot: None,
             claims: BTreeMap::new(),
+            homes: BTreeMap::new(),
             grants: GrantBook::default(),
             gone: Vec::new(),
             made: BTreeSet::new(),

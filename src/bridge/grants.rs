@@ -228,3 +228,97 @@ pub(super) fn allowed(rules: &RuleSet, endpoint: &Endpoint, name: &str, address:
 fn milliseconds(left: Duration) -> u64 {
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker_manager::ManagedNetwork;
+    use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
+
+    fn rules(names: &[&str]) -> Arc<RuleSet> {
+        let rule = |name: &&str| {
+            let condition = format!("dns.query == \"{name}\" && agent.name == \"agent\"");
+            format!("  - {{ id: {name}, condition: '{condition}', action: allow, egress: {{ mode: direct_ip }} }}\n")
+        };
+        let text = format!("version: '1'\nrules:\n{}", names.iter().map(rule).collect::<String>());
+        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+        load_sources(&[Source { name: "test.yaml".to_owned(), text }], &options, None).unwrap().set
+    }
+
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            container_id: "1".into(),
+            container: "agent-1".into(),
+            agent: "agent".into(),
+            network: Arc::new(ManagedNetwork {
+                name: "outcall-default".to_owned(),
+                id: String::new(),
+                bridge: "outcall0".to_owned(),
+                subnet: "10.200.0.0/24".parse().unwrap(),
+                gateway: "10.200.0.1".parse().unwrap(),
+            }),
+            address: Ipv4Addr::new(10, 200, 0, 2),
+            mac: [2, 0, 0, 0, 0, 2],
+            sandbox_key: String::new(),
+            pid: 1,
+        })
+    }
+
+    fn grant(rules: &RuleSet, name: &str, address: u32, seconds: u64) -> Grant {
+        Grant {
+            endpoint: endpoint(),
+            name: name.into(),
+            rule: Arc::clone(&rules.rules()[0]),
+            addresses: vec![Ipv4Addr::from_bits(0x0808_0000 + address)],
+            ports: vec![443],
+            ttl: Duration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn the_oldest_flow_of_a_container_makes_room() {
+        let (rules, now) = (rules(&["a.example"]), Instant::now());
+        let mut book = GrantBook::default();
+        for address in 0..256 {
+            assert!(book.grant(&grant(&rules, "a.example", address, 60), now).close.is_empty());
+        }
+        // A refresh makes the first one the youngest.
+        book.grant(&grant(&rules, "a.example", 0, 60), now);
+        let change = book.grant(&grant(&rules, "a.example", 1000, 60), now);
+        assert_eq!(change.close.iter().map(|key| key.destination).collect::<Vec<_>>(), [Ipv4Addr::new(8, 8, 0, 1)]);
+        assert_eq!((change.open.len(), book.flows(now).len()), (1, MAX_PER_CONTAINER));
+    }
+
+    #[test]
+    fn a_refresh_never_shortens() {
+        let (rules, now) = (rules(&["a.example"]), Instant::now());
+        let mut book = GrantBook::default();
+        book.grant(&grant(&rules, "a.example", 1, 600), now);
+        let later = now + Duration::from_secs(100);
+        assert_eq!(book.grant(&grant(&rules, "a.example", 1, 60), later).open[0].1, 500_000);
+        assert_eq!(book.flows(now + Duration::from_secs(601)), []);
+    }
+
+    #[test]
+    fn a_flow_holds_as_long_as_one_of_its_names_is_allowed() {
+        let (both, now) = (rules(&["a.example", "b.example"]), Instant::now());
+        let mut book = GrantBook::default();
+        book.grant(&grant(&both, "a.example", 1, 60), now);
+        book.grant(&grant(&both, "b.example", 1, 60), now);
+        assert_eq!(book.rejudge(&rules(&["b.example"]), now), []);
+        let closed = book.rejudge(&rules(&["a.example"]), now);
+        assert_eq!((closed.len(), book.flows(now).len()), (1, 0));
+    }
+
+    #[test]
+    fn only_a_direct_rule_with_that_port_and_a_public_address_allows() {
+        let rules = rules(&["a.example"]);
+        let public = Ipv4Addr::new(8, 8, 8, 8);
+        assert!(allowed(&rules, &endpoint(), "a.example", public, 443));
+        assert!(!allowed(&rules, &endpoint(), "a.example", public, 22));
+        assert!(!allowed(&rules, &endpoint(), "b.example", public, 443));
+        assert!(!allowed(&rules, &endpoint(), "a.example", Ipv4Addr::new(10, 0, 0, 1), 443));
+        let other = Endpoint { agent: "other".into(), ..(*endpoint()).clone() };
+        assert!(!allowed(&rules, &other, "a.example", public, 443));
+    }
+}

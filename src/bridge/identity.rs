@@ -29,9 +29,10 @@ impl Enforcer {
             self.covered(&links).into_iter().map(|bridge| (bridge.name, bridge.index)).collect();
         self.isolate(&links, &bridges);
         self.withdraw_stale(&links)?;
+        self.homes.retain(|index, _| links.iter().any(|link| link.index == *index));
         let located = self.locate();
         let taken: BTreeSet<u32> = self.claims.keys().copied().collect();
-        for claim in ports::claim(&links, &bridges, &taken, &located) {
+        for claim in ports::claim(&links, &bridges, &taken, &self.homes, &located) {
             if let Err(error) = self.install(&claim) {
                 // The veth went away meanwhile, or the kernel refused: without filter it has no traffic.
                 debug!(target: LOG, "{error}");
@@ -139,6 +140,7 @@ impl Enforcer {
         self.firewall.add_port(name, &port)?;
         info!(target: LOG, "{} ({}) sends through {name}", endpoint.container, endpoint.address);
         self.plan.ports.insert(name.clone(), port);
+        self.homes.insert(*index, endpoint.network.bridge.clone());
         self.claims.insert(*index, claim.clone());
         Ok(())
     }

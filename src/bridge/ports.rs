@@ -35,12 +35,13 @@ pub(super) fn same_identity(one: &Endpoint, other: &Endpoint) -> bool {
         && one.network.bridge == other.network.bridge
 }
 
-/// Finds the veth of each located endpoint among `links`, leaving out those `taken`. One that has several
-/// candidates is not matched: it stays without traffic.
+/// Finds the veth of each located endpoint among `links`, leaving out those `taken`. `homes` says on which bridge a
+/// veth was last seen. One that has several candidates is not matched: it stays without traffic.
 pub(super) fn claim(
     links: &[Link],
     bridges: &BTreeMap<String, u32>,
     taken: &BTreeSet<u32>,
+    homes: &BTreeMap<u32, String>,
     located: &[Located],
 ) -> Vec<Claim> {
     let mut taken = taken.clone();
@@ -52,17 +53,19 @@ pub(super) fn claim(
             .filter(|link| link.kind == "veth" && link.peer_namespace == Some(*namespace))
             .filter(|link| !taken.contains(&link.index))
             .collect();
-        let only = |masters: &dyn Fn(Option<u32>) -> bool| {
-            let mut fitting = candidates.iter().filter(|link| masters(link.master));
-            fitting.next().filter(|_| fitting.next().is_none()).copied()
-        };
-        // On its bridge; or on none, as after its bridge was taken away.
-        let found = if candidates.iter().any(|link| link.master == Some(*bridge)) {
-            only(&|master| master == Some(*bridge))
+        // On its bridge; or on none, as after its bridge was taken away: then on the one where it was.
+        let here = |link: &Link| link.master == Some(*bridge);
+        let lost = |link: &Link| link.master.is_none();
+        let home = |link: &Link| lost(link) && homes.get(&link.index) == Some(&endpoint.network.bridge);
+        let fits: &dyn Fn(&Link) -> bool = if candidates.iter().any(|link| here(link)) {
+            &here
+        } else if candidates.iter().any(|link| home(link)) {
+            &home
         } else {
-            only(&|master| master.is_none())
+            &lost
         };
-        if let Some(link) = found {
+        let mut fitting = candidates.iter().filter(|link| fits(link));
+        if let (Some(link), None) = (fitting.next(), fitting.next()) {
             taken.insert(link.index);
             claims.push(Claim { endpoint: Arc::clone(endpoint), index: link.index, name: link.name.clone() });
         }
@@ -112,7 +115,8 @@ mod tests {
             .iter()
             .map(|(endpoint, namespace)| Located { endpoint: Arc::clone(endpoint), namespace: *namespace })
             .collect();
-        claim(links, &bridges, &BTreeSet::new(), &located).iter().map(|claim| claim.index).collect()
+        let homes = BTreeMap::from([(20, "outcall0".to_owned()), (21, "oc-1".to_owned())]);
+        claim(links, &bridges, &BTreeSet::new(), &homes, &located).iter().map(|claim| claim.index).collect()
     }
 
     #[test]
@@ -132,6 +136,8 @@ mod tests {
     fn a_veth_that_lost_its_bridge_is_claimed_unless_another_could_be_meant() {
         assert_eq!(claimed(&[veth(10, None, 1)], &[(endpoint("outcall0", 2), 1)]), [10]);
         assert!(claimed(&[veth(10, None, 1), veth(11, None, 1)], &[(endpoint("outcall0", 2), 1)]).is_empty());
+        let both = [(endpoint("oc-1", 3), 1), (endpoint("outcall0", 2), 1)];
+        assert_eq!(claimed(&[veth(20, None, 1), veth(21, None, 1)], &both), [21, 20]);
         assert!(claimed(&[veth(10, Some(99), 1)], &[(endpoint("outcall0", 2), 1)]).is_empty());
     }
 }

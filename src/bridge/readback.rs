@@ -331,3 +331,94 @@ fn family_name(family: u8) -> &'static str {
 fn path((family, name): &(u8, String)) -> String {
     format!("{} outcall {name}", family_name(*family))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Family, NetworkPlan, PortPlan, Reason};
+    use super::super::plan_ports;
+    use super::*;
+
+    fn plan() -> Plan {
+        let mut plan = Plan { serving: true, ..Plan::closed("outcall0", 5353, Some(8080)) };
+        let subnet = "10.200.0.0/24".parse().unwrap();
+        let network = NetworkPlan { subnet, gateway: Ipv4Addr::new(10, 200, 0, 1) };
+        plan.networks.insert("outcall0".to_owned(), network);
+        let port = PortPlan { index: 7, mac: [2, 0, 0, 0, 0, 2], address: Ipv4Addr::new(10, 200, 0, 2) };
+        plan.ports.insert("vethA".to_owned(), port);
+        plan
+    }
+
+    fn messages(plan: &Plan) -> Vec<u8> {
+        let mut transaction = Transaction::new();
+        plan.tables().iter().for_each(|table| transaction.replace(table));
+        transaction.finish().bytes
+    }
+
+    fn differences(wanted: &Plan, found: &[u8]) -> Vec<String> {
+        let wanted = messages(wanted);
+        let (mut one, mut other) = (Objects::default(), Objects::default());
+        wire::messages(&wanted).for_each(|message| one.add(&message));
+        wire::messages(found).for_each(|message| other.add(&message));
+        compare(&one, &other).differences
+    }
+
+    #[test]
+    fn a_plan_equals_itself_and_no_other() {
+        let plan = plan();
+        assert_eq!(differences(&plan, &messages(&plan)), [""; 0]);
+        let edits: [fn(&mut Plan); 7] = [
+            |plan| plan.bridge = "outcall1".to_owned(),
+            |plan| plan.dns_port = 53,
+            |plan| plan.proxy_port = None,
+            |plan| plan.serving = false,
+            |plan| plan.networks.clear(),
+            |plan| plan.ports.clear(),
+            |plan| plan.ports.get_mut("vethA").unwrap().mac[5] = 3,
+        ];
+        for (number, edit) in edits.iter().enumerate() {
+            let mut other = plan.clone();
+            edit(&mut other);
+            assert!(!differences(&plan, &messages(&other)).is_empty(), "edit {number}");
+            assert!(!differences(&other, &messages(&plan)).is_empty(), "edit {number}, reversed");
+        }
+    }
+
+    #[test]
+    fn rules_in_another_order_or_number_differ() {
+        let plan = plan();
+        let tamper = |edit: &dyn Fn(&mut super::super::plan::Table)| {
+            let mut transaction = Transaction::new();
+            for mut table in plan.tables() {
+                edit(&mut table);
+                transaction.replace(&table);
+            }
+            differences(&plan, &transaction.finish().bytes)
+        };
+        assert!(tamper(&|_| ()).is_empty());
+        assert!(!tamper(&|table| table.chains.iter_mut().for_each(|chain| chain.rules.reverse())).is_empty());
+        assert!(!tamper(&|table| table.chains.iter_mut().for_each(|chain| drop(chain.rules.pop()))).is_empty());
+        assert!(!tamper(&|table| drop(table.chains.pop())).is_empty());
+        let stranger =
+            || plan_ports::port_chain("vethX", &PortPlan { index: 9, mac: [2; 6], address: Ipv4Addr::LOCALHOST });
+        let netdev = |table: &mut super::super::plan::Table| {
+            if table.family == Family::NetDev {
+                table.chains.push(stranger());
+            }
+        };
+        assert!(!tamper(&netdev).is_empty());
+        assert!(differences(&plan, &[]).len() >= 4);
+        assert!(Reason::ALL.iter().all(|reason| !reason.code().is_empty()));
+    }
+
+    #[test]
+    fn a_flow_key_survives_its_bytes() {
+        let key = FlowKey {
+            source: Ipv4Addr::new(10, 200, 0, 2),
+            destination: Ipv4Addr::new(1, 2, 3, 4),
+            protocol: 6,
+            port: 443,
+        };
+        assert_eq!(FlowKey::parse(&key.bytes()), Some(key));
+        assert_eq!(FlowKey::parse(&key.bytes()[1..]), None);
+    }
+}
