@@ -12,7 +12,7 @@ use nftnl::{Batch, MsgType, NlMsg, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::expression::{Expression, Value};
-use super::plan::{Base, Chain, Element, Family, KeyPart, Set, TABLE, Table};
+use super::tables::{Base, Chain, Element, Family, KeyPart, Set, TABLE, Table};
 use super::wire;
 
 /// Elements a message: 300 of the longest stay below the 64 KiB of the list's length field.

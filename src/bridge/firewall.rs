@@ -5,10 +5,11 @@
 use nix::sys::socket::SockProtocol;
 
 use super::batch::Transaction;
-use super::plan::{DIRECT4, Element, Family, GATEWAYS, NetworkPlan, PORTS, Plan, PortPlan, SUBNETS};
+use super::plan::{DIRECT4, GATEWAYS, NetworkPlan, PORTS, Plan, PortPlan, SUBNETS};
 use super::plan_ports::{port_chain, port_chain_name, port_element};
 use super::readback::{self, FlowKey, FoundFlow, Reading};
 use super::socket::{KernelError, Socket};
+use super::tables::{Element, Family};
 
 /// The nf_tables side of the kernel.
 pub(super) struct Firewall {

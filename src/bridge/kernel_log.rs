@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::plan::{LOG_GROUP, Reason};
+use super::reason::{LOG_GROUP, Reason};
 use super::socket::{KernelError, Socket};
 use super::wire::{self, F_ACK, Message, Request};
 

@@ -2,7 +2,7 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `plan` | what the tables shall be, as a value (`plan_ports`: layer 2; `expression`: the vocabulary) |
+//! | `plan` | what the tables shall be, as a value (`plan_ports`: layer 2; `tables`, `expression`: the vocabulary; `reason`: the drops) |
 //! | `batch` | from plan to messages, by libnftnl; `firewall` sends them |
 //! | `readback` | the kernel's tables, compared with the plan |
 //! | `links` | bridges, ports, addresses, by neli |
@@ -26,13 +26,16 @@ mod plan;
 mod plan_ports;
 mod ports;
 mod readback;
+mod reason;
 mod run;
 mod socket;
+mod tables;
 mod wire;
 
 pub use config::{BridgeConfig, StartError};
 pub use grants::{GrantedFlow, MAX_PER_CONTAINER};
-pub use plan::{BRIDGE_PREFIX, FLOW_MARK, LOG_GROUP, Reason, VETTED_MARK};
+pub use plan::{BRIDGE_PREFIX, FLOW_MARK, VETTED_MARK};
+pub use reason::{LOG_GROUP, Reason};
 pub use run::Bridge;
 pub use socket::KernelError;
 

@@ -4,30 +4,24 @@
 //! (`batch.rs`), the comparison with the kernel (`readback.rs`), links. The layer-2 tables are in `plan_ports.rs`.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::net::Ipv4Addr;
 
 use crate::docker_manager::Ipv4Net;
 
 use super::expression::{self as ex, Expressions, Header, Meta, State, Verdict};
 use super::plan_ports;
+use super::reason::Reason;
+use super::tables::{
+    Base, Chain, Element, Family, KeyPart, Rule, SET_CONCAT, SET_INTERVAL, SET_TIMEOUT, Set, Table, rule,
+};
 
 /// The mark of a packet whose sender was checked by its port's filter (`skb->mark`, the whole word).
 pub const VETTED_MARK: u32 = 0x0ca1_1000;
 /// The mark of a conntrack entry that a grant opened (the whole word).
 pub const FLOW_MARK: u32 = 0x0ca1_1d17;
-/// The NFLOG group that drops are logged to.
-pub const LOG_GROUP: u16 = 0x0ca1;
-/// Bytes of a logged packet: the longest IPv4 header and the first 68 bytes behind it, for ports.
-const LOG_SNAPLEN: u32 = 128;
-/// Logged drops of one reason, a second: enough to see every attempt of a person or an agent, too few to burn a core.
-const LOG_RATE: u64 = 100;
-/// The burst above `LOG_RATE`, in packets.
-const LOG_BURST: u32 = 200;
 /// The name prefix of the bridges of all but the default network.
 pub const BRIDGE_PREFIX: &str = "oc-";
-/// The tables' name, in each family.
-pub(super) const TABLE: &CStr = c"outcall";
 /// The set of granted flows.
 pub(super) const DIRECT4: &CStr = c"direct4";
 /// The set of gateways, by bridge.
@@ -36,19 +30,6 @@ pub(super) const GATEWAYS: &CStr = c"gateways";
 pub(super) const SUBNETS: &CStr = c"subnets";
 /// The set of ports of managed bridges.
 pub(super) const PORTS: &CStr = c"ports";
-
-/// A protocol family of nf_tables (`NFPROTO_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4 and IPv6.
-    Inet = 1,
-    /// ARP for the host.
-    Arp = 3,
-    /// Per device.
-    NetDev = 5,
-    /// Bridged frames.
-    Bridge = 7,
-}
 
 /// A managed network, as far as the kernel's tables know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,215 +66,6 @@ pub struct Plan {
     pub networks: BTreeMap<String, NetworkPlan>,
     /// Ports by the name of the host-side veth.
     pub ports: BTreeMap<String, PortPlan>,
-}
-
-/// A table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Table {
-    pub family: Family,
-    pub sets: Vec<Set>,
-    pub chains: Vec<Chain>,
-}
-
-/// A named set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Set {
-    pub name: &'static CStr,
-    /// The parts of its key, in nft's own type numbers and bytes.
-    pub key: &'static [KeyPart],
-    /// `NFT_SET_*`
-    pub flags: u32,
-    /// Whether each element counts packets.
-    pub counted: bool,
-    /// Elements that belong to the plan (granted flows do not).
-    pub elements: Vec<Element>,
-}
-
-/// A part of a set's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyPart {
-    Ipv4,
-    Protocol,
-    Port,
-    Interface,
-}
-
-impl KeyPart {
-    /// The type number that `nft` prints it by (nftables' `datatype.h`).
-    pub fn datatype(self) -> u32 {
-        match self {
-            KeyPart::Ipv4 => 7,
-            KeyPart::Protocol => 12,
-            KeyPart::Port => 13,
-            KeyPart::Interface => 41,
-        }
-    }
-
-    /// Its width in a key: whole registers.
-    pub fn width(self) -> u32 {
-        if self == KeyPart::Interface { 16 } else { 4 }
-    }
-
-    /// Its own bytes.
-    pub fn bytes(self) -> u8 {
-        match self {
-            KeyPart::Ipv4 => 4,
-            KeyPart::Protocol => 1,
-            KeyPart::Port => 2,
-            KeyPart::Interface => 16,
-        }
-    }
-}
-
-/// `NFT_SET_INTERVAL`
-pub(super) const SET_INTERVAL: u32 = 4;
-/// `NFT_SET_TIMEOUT`
-pub(super) const SET_TIMEOUT: u32 = 0x10;
-/// `NFT_SET_CONCAT`
-pub(super) const SET_CONCAT: u32 = 0x80;
-
-/// An element of a set.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Element {
-    pub key: Vec<u8>,
-    /// `NFT_SET_ELEM_INTERVAL_END`: the first key behind an interval.
-    pub interval_end: bool,
-    /// Milliseconds.
-    pub timeout: Option<u64>,
-}
-
-impl Element {
-    /// An element without timeout.
-    pub fn plain(key: &[u8]) -> Self {
-        Element { key: key.to_vec(), interval_end: false, timeout: None }
-    }
-}
-
-/// A chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
-    pub name: CString,
-    pub base: Option<Base>,
-    pub rules: Vec<Rule>,
-}
-
-/// What makes a chain a base chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Base {
-    pub nat: bool,
-    pub hook: nftnl::Hook,
-    pub priority: i32,
-    pub drop: bool,
-    pub device: Option<CString>,
-}
-
-/// A rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub comment: &'static CStr,
-    pub expressions: Expressions,
-}
-
-/// Why a packet was dropped: the prefix of its log message, the name of the chain that drops it, the event's reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// IPv6 from a container.
-    Ipv6,
-    /// From a port whose sender is not known.
-    Unvetted,
-    /// A sender's MAC, IPv4 or ARP address that is not its container's.
-    Spoofed,
-    /// A managed source address that arrives through another interface.
-    Misplaced,
-    /// Container to container.
-    Neighbour,
-    /// No grant for this flow.
-    NoGrant,
-    /// A flow towards a container that nobody there began.
-    Inbound,
-    /// A host service other than DNS, proxy and ping on the gateway.
-    HostService,
-    /// A flow that the host began towards a container.
-    FromHost,
-}
-
-impl Reason {
-    /// All reasons.
-    pub const ALL: [Reason; 9] = [
-        Reason::Ipv6,
-        Reason::Unvetted,
-        Reason::Spoofed,
-        Reason::Misplaced,
-        Reason::Neighbour,
-        Reason::NoGrant,
-        Reason::Inbound,
-        Reason::HostService,
-        Reason::FromHost,
-    ];
-
-    /// The short code of events and log prefixes.
-    #[must_use]
-    pub fn code(self) -> &'static str {
-        // Every text below is ASCII.
-        self.text().to_str().unwrap_or("refused")
-    }
-
-    fn text(self) -> &'static CStr {
-        match self {
-            Reason::Ipv6 => c"ipv6",
-            Reason::Unvetted => c"unvetted",
-            Reason::Spoofed => c"spoofed",
-            Reason::Misplaced => c"misplaced_source",
-            Reason::Neighbour => c"container_to_container",
-            Reason::NoGrant => c"no_grant",
-            Reason::Inbound => c"inbound",
-            Reason::HostService => c"host_service",
-            Reason::FromHost => c"from_host",
-        }
-    }
-
-    fn comment(self) -> &'static CStr {
-        match self {
-            Reason::Ipv6 => c"managed networks have no IPv6",
-            Reason::Unvetted => c"the port has no identity filter (yet)",
-            Reason::Spoofed => c"not the container's own MAC, IPv4 or ARP address",
-            Reason::Misplaced => c"a container's address from somewhere else",
-            Reason::Neighbour => c"containers do not reach each other",
-            Reason::NoGrant => c"no rule opened this flow",
-            Reason::Inbound => c"nobody but a container begins flows",
-            Reason::HostService => c"the host offers DNS, proxy and ping on the gateway only",
-            Reason::FromHost => c"the host only answers containers",
-        }
-    }
-
-    /// The chain that logs, counts and drops.
-    pub(super) fn chain(self) -> Chain {
-        Chain {
-            name: self.text().to_owned(),
-            base: None,
-            rules: vec![
-                // The limit is on the log alone: it ends this rule, and the drop below follows in any case.
-                Rule {
-                    comment: c"seen in: outcall events",
-                    expressions: [ex::limit(LOG_RATE, LOG_BURST), ex::log(LOG_GROUP, LOG_SNAPLEN, self.text())]
-                        .concat(),
-                },
-                rule(self.comment(), [ex::counter()], &Verdict::Drop),
-            ],
-        }
-    }
-
-    /// A rule that refuses what `matches`.
-    pub(super) fn refuse<const N: usize>(self, comment: &'static CStr, matches: [Expressions; N]) -> Rule {
-        rule(comment, matches, &Verdict::Goto(self.text()))
-    }
-}
-
-/// A rule that ends in `verdict`.
-pub(super) fn rule<const N: usize>(comment: &'static CStr, matches: [Expressions; N], verdict: &Verdict<'_>) -> Rule {
-    let mut expressions = matches.concat();
-    expressions.extend(ex::verdict(verdict));
-    Rule { comment, expressions }
 }
 
 /// IP protocol numbers.

@@ -5,9 +5,9 @@
 use std::ffi::CString;
 
 use super::expression::{self as ex, Header, Meta, Verdict};
-use super::plan::{
-    Base, Chain, Element, Family, KeyPart, PORTS, Plan, PortPlan, Reason, SUBNETS, Set, Table, VETTED_MARK, rule,
-};
+use super::plan::{PORTS, Plan, PortPlan, SUBNETS, VETTED_MARK};
+use super::reason::Reason;
+use super::tables::{Base, Chain, Element, Family, KeyPart, Set, Table, rule};
 
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::batch::Transaction;
-use super::plan::{DIRECT4, Element, Plan};
+use super::plan::{DIRECT4, Plan};
 use super::socket::{Dumped, KernelError, Socket};
+use super::tables::Element;
 use super::wire::{self, Attribute, Attributes, F_DUMP, Message, Request};
 
 /// `NFNL_SUBSYS_NFTABLES`
@@ -142,7 +143,7 @@ pub(super) fn any_table(socket: &mut Socket) -> Result<bool, KernelError> {
 /// The granted flows that the kernel has.
 pub(super) fn flows(socket: &mut Socket) -> Result<Vec<FoundFlow>, KernelError> {
     let dumped = socket.dump("list the granted flows", || {
-        let family = super::plan::Family::Inet as u8;
+        let family = super::tables::Family::Inet as u8;
         Request::netfilter(SUBSYSTEM, GET_ELEMENT, F_DUMP, family, 0).text(1, "outcall").text(2, "direct4")
     })?;
     Ok(dumped
@@ -334,8 +335,10 @@ fn path((family, name): &(u8, String)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Family, NetworkPlan, PortPlan, Reason};
+    use super::super::plan::{NetworkPlan, PortPlan};
     use super::super::plan_ports;
+    use super::super::reason::Reason;
+    use super::super::tables::{Family, Table};
     use super::*;
 
     fn plan() -> Plan {
@@ -386,7 +389,7 @@ mod tests {
     #[test]
     fn rules_in_another_order_or_number_differ() {
         let plan = plan();
-        let tamper = |edit: &dyn Fn(&mut super::super::plan::Table)| {
+        let tamper = |edit: &dyn Fn(&mut Table)| {
             let mut transaction = Transaction::new();
             for mut table in plan.tables() {
                 edit(&mut table);
@@ -400,7 +403,7 @@ mod tests {
         assert!(!tamper(&|table| drop(table.chains.pop())).is_empty());
         let stranger =
             || plan_ports::port_chain("vethX", &PortPlan { index: 9, mac: [2; 6], address: Ipv4Addr::LOCALHOST });
-        let netdev = |table: &mut super::super::plan::Table| {
+        let netdev = |table: &mut Table| {
             if table.family == Family::NetDev {
                 table.chains.push(stranger());
             }

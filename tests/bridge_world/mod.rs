@@ -2,6 +2,8 @@
 //!
 //! Everything lives in anonymous namespaces held by child processes, and goes away with them.
 
+#![allow(dead_code)] // each test file uses its own part of the world
+
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{MsgFlags, SockaddrIn};
-use outcall::bridge::{Bridge, BridgeCommand, BridgeConfig, StopMode};
+use outcall::bridge::{Bridge, BridgeCommand, BridgeConfig, Grant, StopMode};
 use outcall::daemon::control::ControlMessage;
 use outcall::daemon::{Readiness, Snapshot};
 use outcall::docker_manager::{Directory, Endpoint, ManagedNetwork};
@@ -320,6 +322,8 @@ pub fn container(network: &Arc<ManagedNetwork>, last: u8, veth: &str) -> (Space,
     ));
     space.run(&format!("ip link set eth0 address {mac_text} up; ip addr add {address}/24 dev eth0"));
     space.run(&format!("ip route add default via {}", network.gateway));
+    let port = format!("bridge link show dev {veth}");
+    until("the port to forward", || run(&port).contains("state forwarding"));
     let endpoint = Arc::new(Endpoint {
         container_id: format!("{third:032}{last:032}").into(),
         container: format!("agent-{last}").into(),
@@ -338,4 +342,21 @@ pub fn rules(text: &str) -> Arc<RuleSet> {
     let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
     let source = Source { name: "test.yaml".to_owned(), text: format!("version: '1'\nrules:\n{text}") };
     load_sources(&[source], &options, None).unwrap().set
+}
+
+/// The default network's gateway.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+/// A rule under which [`grant`] holds.
+pub const DIRECT: &str = "  - { id: direct, condition: 'dns.query == \"ok.example\"', action: allow, egress: { mode: direct_ip, ports: [443], allow_private_ips: true } }\n";
+
+/// What a DNS answer of [`PUBLIC`] opens for port 443.
+pub fn grant(rules: &RuleSet, endpoint: &Arc<Endpoint>, ttl: Duration) -> Grant {
+    Grant {
+        endpoint: Arc::clone(endpoint),
+        name: "ok.example".into(),
+        rule: Arc::clone(&rules.rules()[0]),
+        addresses: vec![PUBLIC],
+        ports: vec![443],
+        ttl,
+    }
 }
