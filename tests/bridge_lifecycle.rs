@@ -246,7 +246,7 @@ fn net_admin_is_enough_and_named_when_missing() {
     if !enter() {
         return;
     }
-    run("ip link add outcall0 type bridge");
+    run("ip link add outcall0 up type bridge");
     let default = network("outcall-default", "outcall0", 0);
     let (a, _) = container(&default, 2, "vethA");
     let itself = std::env::current_exe().unwrap();
