@@ -27,6 +27,8 @@ impl BridgeConfig {
 pub enum StartError {
     /// The kernel refused something, for want of a capability or of a feature.
     Kernel(KernelError),
+    /// The kernel answers netlink, but has no nf_tables behind it.
+    NoNfTables(KernelError),
     /// The bridge's name belongs to an interface that is no bridge.
     NotABridge {
         /// The name.
@@ -44,6 +46,13 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Kernel(error) => error.fmt(f),
+            StartError::NoNfTables(error) => {
+                write!(
+                    f,
+                    "this kernel has no nf_tables ({}); load the module or enable CONFIG_NF_TABLES",
+                    error.errno.desc()
+                )
+            }
             StartError::NotABridge { name, kind } => {
                 let kind = if kind.is_empty() { "network device" } else { kind };
                 write!(f, "the name {name} belongs to a {kind}, which is no bridge; choose another --bridge name")
@@ -64,7 +73,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StartError::Kernel(error) => Some(&error.errno),
+            StartError::Kernel(error) | StartError::NoNfTables(error) => Some(&error.errno),
             StartError::Poll(error) => Some(error),
             StartError::NotABridge { .. } | StartError::Differs(_) => None,
         }

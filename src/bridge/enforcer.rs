@@ -54,7 +54,11 @@ impl Enforcer {
     /// Puts the base table in place, makes or adopts the default bridge, and checks what the kernel shows.
     pub fn start(config: &BridgeConfig) -> Result<Self, StartError> {
         let mut firewall = Firewall::open()?;
-        let found_tables = firewall.any_table()?;
+        let found_tables = firewall.any_table().map_err(|error| match error.errno {
+            // What nfnetlink answers for a subsystem that is not there.
+            Errno::EINVAL | Errno::EOPNOTSUPP => StartError::NoNfTables(error),
+            _ => StartError::Kernel(error),
+        })?;
         let mut enforcer = Enforcer {
             firewall,
             links: Links::open()?,
