@@ -20,7 +20,7 @@ const NEGATIVE_TTL_MAX: u32 = 900;
 
 const RRSIG: RecordType = RecordType::RRSIG;
 
-/// A checked answer; owners are as upstream wrote them, TTLs as of its arrival.
+/// A checked answer; names in lower case, TTLs as of its arrival.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     /// `NoError` or `NXDomain`.
@@ -71,6 +71,7 @@ impl Answer {
         for record in &mut records {
             record.ttl = sane_ttl(record.ttl);
             ttl = ttl.min(record.ttl);
+            plain_case(record);
         }
         let mut authority = proof(message.authorities, &end, dnssec)?;
         if found {
@@ -194,10 +195,29 @@ fn proof(authorities: Vec<Record>, end: &Name, dnssec: bool) -> Result<Vec<Recor
         };
         if of_use && record.dns_class == DNSClass::IN {
             record.ttl = sane_ttl(record.ttl);
+            plain_case(&mut record);
             kept.push(record);
         }
     }
     if kept.len() > RECORDS_MAX { Err(BadAnswer::TooMany) } else { Ok(kept) }
+}
+
+/// Takes out the random case of our question, which upstream compresses names against: into every name that DNSSEC
+/// compares in lower case anyway (RFC 4034 6.2).
+fn plain_case(record: &mut Record) {
+    record.name = record.name.to_lowercase();
+    match &mut record.data {
+        RData::CNAME(target) => target.0 = target.0.to_lowercase(),
+        RData::NS(target) => target.0 = target.0.to_lowercase(),
+        RData::PTR(target) => target.0 = target.0.to_lowercase(),
+        RData::MX(mx) => mx.exchange = mx.exchange.to_lowercase(),
+        RData::SRV(srv) => srv.target = srv.target.to_lowercase(),
+        RData::SOA(soa) => {
+            soa.mname = soa.mname.to_lowercase();
+            soa.rname = soa.rname.to_lowercase();
+        }
+        _ => {}
+    }
 }
 
 /// A TTL with its top bit set counts as 0 (RFC 2181 8).

@@ -219,3 +219,15 @@ fn an_upstream_from_before_edns_is_asked_without_it() {
     let found = reply(&world.upstream(lookup, &answer(&sent, &[a("www.ok.example.", "93.184.216.34")])));
     assert_eq!(found.answers.len(), 1);
 }
+
+#[test]
+fn the_random_case_of_our_question_reaches_no_client() {
+    let mut world = World::new();
+    let (lookup, sent) = asked(&world.ask(&query("www.ok.example.", RecordType::A)));
+    // As a server writes it that compresses against the question.
+    let alias = RData::CNAME(CNAME(Name::from_ascii("cdn.oK.ExAmple.").unwrap()));
+    let records = [record("wWw.oK.ExAmple.", 60, alias), a("cdn.oK.ExAmple.", "93.184.216.34")];
+    let found = reply(&world.upstream(lookup, &answer(&sent, &records)));
+    let text: Vec<String> = found.answers.iter().map(ToString::to_string).collect();
+    assert_eq!(text, ["www.ok.example. 60 IN CNAME cdn.ok.example.", "cdn.ok.example. 300 IN A 93.184.216.34"]);
+}
