@@ -12,8 +12,9 @@ use super::streams::{Frames, Unsent};
 
 /// The longest datagram taken, in bytes: more than we offered (1232), since some servers do not keep to it.
 const DATAGRAM_MAX: usize = 4096;
-/// What one message over TCP can be, in bytes.
-const MESSAGE_MAX: usize = u16::MAX as usize;
+/// The longest message taken over TCP, in bytes. The largest honest answers have some thousands; a message of 64 KiB
+/// can be made of pointers to pointers, so that reading its names would hold the loop up for tenths of a second.
+const MESSAGE_MAX: usize = 16 << 10;
 
 /// The socket of one try.
 pub(super) enum Asking {
@@ -82,9 +83,10 @@ impl Asking {
                     other => other?,
                 }
                 loop {
-                    // The limit is all that a length of two bytes can say: it cannot be passed.
-                    if let Ok(Some(message)) = frames.next(MESSAGE_MAX) {
-                        return Ok(Some(message.to_vec()));
+                    match frames.next(MESSAGE_MAX) {
+                        Ok(Some(message)) => return Ok(Some(message.to_vec())),
+                        Ok(None) => {}
+                        Err(()) => return Err(io::Error::new(ErrorKind::InvalidData, "the answer is too long")),
                     }
                     match stream.read(buffer) {
                         Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),

@@ -9,6 +9,7 @@ use hickory_proto::rr::{Record, RecordType};
 
 use crate::bridge::Grant;
 use crate::dns::answer::{self, Answer};
+use crate::dns::filter;
 use crate::dns::message::type_text;
 use crate::docker_manager::Peer;
 use crate::events::{Event, Layer, Verdict};
@@ -27,11 +28,14 @@ const GRANT_TTL: (u32, u32) = (60, 3600);
 impl Core {
     /// Vets the addresses for this asker's rule, and opens the kernel for them where the rule is `direct_ip`.
     pub(super) fn deliver(&mut self, allowed: Allowed, answer: Arc<Answer>, age: u32, now: Instant) {
-        let vetted = Vetted::new(&answer, &allowed.rule);
-        if vetted.all_stripped() {
-            let bytes = allowed.asked.query.refuse(ResponseCode::ServFail);
+        let vetted = self.vet(&allowed, &answer);
+        if vetted.none_passed() {
             let Allowed { asked, peer, rule, .. } = allowed;
-            return self.finish(asked, &peer, Outcome::block("private_address", Some(rule)), bytes);
+            let (reason, bytes) = match vetted.refused.is_empty() {
+                true => ("private_address", asked.query.refuse(ResponseCode::ServFail)),
+                false => ("blocked_address", asked.query.no_such_name()),
+            };
+            return self.finish(asked, &peer, Outcome::block(reason, Some(rule)), bytes);
         }
         let direct = direct_egress(&allowed.rule).filter(|_| allowed.asked.query.record_type() == RecordType::A);
         let (Some(egress), Some(endpoint)) = (direct, allowed.peer.endpoint()) else {
@@ -65,13 +69,27 @@ impl Core {
     }
 
     pub(super) fn send(&mut self, allowed: Allowed, answer: &Answer, age: u32) {
-        let vetted = Vetted::new(answer, &allowed.rule);
+        let vetted = self.vet(&allowed, answer);
         // A client must ask again before the grant of a direct flow ends.
         let ttl_max = direct_egress(&allowed.rule).map_or(u32::MAX, |_| GRANT_TTL.1);
         let Allowed { asked, peer, rule, .. } = allowed;
         let keep = |record: &Record| vetted.keeps(record);
         let bytes = asked.query.answer(answer, age, ttl_max, asked.client.transport, keep);
         self.finish(asked, &peer, Outcome::allow("rule", rule), bytes);
+    }
+
+    fn vet(&self, allowed: &Allowed, answer: &Answer) -> Vetted {
+        let Allowed { asked, peer, rule, name, by_address } = allowed;
+        let allow_private = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
+        let mut vetted = Vetted { allow_private, refused: Vec::new(), found: 0, passed: 0 };
+        if *by_address && direct_egress(rule).is_some() {
+            let rules = &self.snapshot.rules;
+            let refused = |ip: &IpAddr| !filter::still_decides(rules, &asked.query, name, peer, rule, *ip);
+            vetted.refused = answer.addresses().filter(refused).collect();
+        }
+        vetted.found = answer.addresses().count();
+        vetted.passed = answer.addresses().filter(|address| vetted.passes(*address)).count();
+        vetted
     }
 
     /// SERVFAIL, for a reason that is no rule's.
@@ -136,29 +154,21 @@ impl Core {
     }
 }
 
-/// The addresses of an answer under the private-address rule of one asker.
+/// The addresses of an answer as far as one asker may have them.
 struct Vetted {
     allow_private: bool,
+    /// Addresses that rules before the asker's own speak for.
+    refused: Vec<IpAddr>,
     found: usize,
     passed: usize,
 }
 
 impl Vetted {
-    fn new(answer: &Answer, rule: &Rule) -> Self {
-        let allow_private = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
-        let mut vetted = Vetted { allow_private, found: 0, passed: 0 };
-        for address in answer.addresses() {
-            vetted.found += 1;
-            vetted.passed += usize::from(vetted.passes(address));
-        }
-        vetted
-    }
-
     fn passes(&self, address: IpAddr) -> bool {
-        self.allow_private || special_purpose(address).is_none()
+        (self.allow_private || special_purpose(address).is_none()) && !self.refused.contains(&address)
     }
 
-    fn all_stripped(&self) -> bool {
+    fn none_passed(&self) -> bool {
         self.found > 0 && self.passed == 0
     }
 

@@ -64,6 +64,10 @@ version: "1"
 definitions:
   ok: '(agent.name == "writer" || agent.name == "") && dns.query.endsWith(".ok.example")'
 rules:
+  - id: not-there
+    condition: 'network.ip == "93.184.216.99"'
+    action: block
+    priority: 1
   - id: private
     condition: '$ok && dns.query.startsWith("private.")'
     action: allow

@@ -91,6 +91,24 @@ fn a_direct_answer_waits_for_the_kernel() {
 }
 
 #[test]
+fn a_direct_flow_opens_no_address_that_an_earlier_rule_blocks() {
+    let mut world = World::new();
+    let records = [a("direct.ok.example.", "93.184.216.34"), a("direct.ok.example.", "93.184.216.99")];
+    let (lookup, sent) = asked(&world.ask(&query("direct.ok.example.", RecordType::A)));
+    let actions = world.upstream(lookup, &answer(&sent, &records));
+    let [Action::Grant { ticket, grant }] = actions.as_slice() else { panic!("{actions:?}") };
+    assert_eq!(grant.addresses, [Ipv4Addr::new(93, 184, 216, 34)]);
+    world.core.granted(*ticket, true);
+    assert_eq!(reply(&world.core.actions()).answers.len(), 1);
+    let only = [a("direct.two.ok.example.", "93.184.216.99")];
+    let denied = world.resolve(&query("direct.two.ok.example.", RecordType::A), &only);
+    assert_eq!(code(&denied), ResponseCode::NXDomain);
+    // Through the proxy it is the proxy that judges the address it dials.
+    let proxied = [a("www.ok.example.", "93.184.216.99")];
+    assert_eq!(world.resolve(&query("www.ok.example.", RecordType::A), &proxied).answers.len(), 1);
+}
+
+#[test]
 fn types_that_lead_around_the_filter_have_no_data() {
     let mut world = World::new();
     for record_type in [RecordType::HTTPS, RecordType::SVCB] {
