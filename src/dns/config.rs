@@ -114,3 +114,37 @@ pub(super) fn reachability(config: &DnsConfig, directory: &Directory) -> Option<
          every managed gateway"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker_manager::ManagedNetwork;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    #[test]
+    fn an_upstream_that_leads_back_here_is_refused() {
+        let mut directory = Directory::empty(Instant::now());
+        directory.networks.push(Arc::new(ManagedNetwork {
+            name: "outcall-default".to_owned(),
+            id: String::new(),
+            bridge: "outcall0".to_owned(),
+            subnet: "10.200.0.0/24".parse().unwrap(),
+            gateway: "10.200.0.1".parse().unwrap(),
+        }));
+        let check = |listen: &str, extra: bool, upstream: &str| {
+            let extra_peers = if extra { vec!["127.0.0.0/8".parse().unwrap()] } else { Vec::new() };
+            let upstreams = vec![upstream.parse().unwrap()];
+            check_upstreams(
+                &DnsConfig { listen: listen.parse().unwrap(), port: 5353, upstreams, extra_peers },
+                &directory,
+            )
+        };
+        assert!(check("0.0.0.0", false, "10.200.0.1:53").is_err(), "the kernel redirects it to our port");
+        assert!(check("0.0.0.0", false, "10.200.0.1:5353").is_err());
+        assert!(check("0.0.0.0", true, "127.0.0.53:5353").is_err());
+        assert!(check("127.0.0.1", true, "127.0.0.1:5353").is_err());
+        assert!(check("0.0.0.0", false, "127.0.0.53:53").is_ok(), "the host's own resolver is no conflict");
+        assert!(check("0.0.0.0", false, "0.0.0.0:53").is_err(), "connect takes it for this host");
+    }
+}

@@ -148,3 +148,38 @@ fn open(address: SocketAddr, kind: Kind) -> Result<OwnedFd, Errno> {
     }
     Ok(fd)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker_manager::ManagedNetwork;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    #[test]
+    fn a_wildcard_means_the_gateways_unless_others_may_ask() {
+        let mut directory = Directory::empty(Instant::now());
+        for (subnet, gateway) in [("10.200.1.0/24", "10.200.1.1"), ("10.200.0.0/24", "10.200.0.1")] {
+            directory.networks.push(Arc::new(ManagedNetwork {
+                name: format!("outcall-{subnet}"),
+                id: String::new(),
+                bridge: "oc-0".to_owned(),
+                subnet: subnet.parse().unwrap(),
+                gateway: gateway.parse().unwrap(),
+            }));
+        }
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let gateways: Vec<IpAddr> = vec!["10.200.0.1".parse().unwrap(), "10.200.1.1".parse().unwrap()];
+        assert_eq!(wanted(any, false, &directory), gateways);
+        assert_eq!(wanted(any, true, &directory), [any]);
+        assert_eq!(wanted(gateways[1], false, &directory), [gateways[1]]);
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        let address = "10.200.0.1:53".parse().unwrap();
+        let source = io::Error::from(Errno::EACCES);
+        let text = BindError { address, transport: "UDP", source }.to_string();
+        assert!(text.contains("10.200.0.1:53/UDP") && text.contains("CAP_NET_BIND_SERVICE"), "{text}");
+    }
+}
