@@ -468,6 +468,42 @@ fn ready_lists_parts_and_warnings() {
 }
 
 #[test]
+fn the_command_and_the_api_understand_each_other() {
+    let world = World::new(true);
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_outcall"));
+        let output = command.arg("--socket").arg(&world.socket).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let done = |arguments: &[&str]| {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}: {stdout}");
+        stdout
+    };
+    assert!(done(&["bridge", "status"]).starts_with("Bridge:    outcall0\n"));
+    assert!(done(&["bridge", "down"]).contains("State:     down\n"));
+    assert!(done(&["dns", "test", "WWW.example.com."]).contains("Decision:  allow\n"));
+    assert!(done(&["dns", "test", "example.org"]).contains("Decision:  block\n"));
+    assert!(done(&["dns", "status"]).contains("Listens on:  0.0.0.0:53\n"));
+    assert!(done(&["dns", "cache", "--entries"]).contains("example.com  A"));
+    assert!(done(&["dns", "flush"]).contains("7 answers"));
+    assert!(done(&["proxy", "status"]).contains("http://10.200.0.1:8080"));
+    assert!(done(&["network", "list"]).contains("outcall-default"));
+    assert!(done(&["network", "status", "--name", "x"]).contains("writer-1"));
+    assert!(done(&["network", "create", "--name", "x"]).contains("Created:  yes\n"));
+    assert!(done(&["network", "destroy"]).contains("outcall-default"));
+    assert!(done(&["rules", "list"]).contains("allow-example"));
+    assert!(done(&["rules", "show", "allow-example"]).contains("Egress:"));
+    assert!(done(&[]).contains("Rules:     2 rules, 1 to allow, 1 to block\n"));
+    let listed: Value = serde_json::from_str(&done(&["--json", "rules", "list"])).unwrap();
+    assert_eq!(listed, world.data("GET", "/api/v1/rules", ""));
+    assert_eq!(run(&["rules", "show", "no-such"]).0, 1);
+    let (code, _, stderr) = run(&["rules", "reload"]);
+    assert!(code == 1 && stderr.lines().count() == 2, "{stderr}");
+}
+
+#[test]
 fn a_new_snapshot_is_acknowledged() {
     let world = World::new(true);
     assert!(world.own.send(HostApiCommand::Snapshot(snapshot(7))).is_ok());

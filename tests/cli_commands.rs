@@ -269,6 +269,27 @@ fn rules_are_listed_shown_reloaded_and_tested() {
 }
 
 #[test]
+fn rules_check_runs_the_daemon_beside_the_command() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let daemon = Daemon::new(Vec::new());
+    let beside = daemon.directory.join("outcall");
+    std::fs::copy(env!("CARGO_BIN_EXE_outcall"), &beside).unwrap();
+    let script = daemon.directory.join("outcalld");
+    let check = |body: &str, arguments: &[&str]| {
+        std::fs::write(&script, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let output = Command::new(&beside).args(["rules", "check"]).args(arguments).output().unwrap();
+        (output.status.code(), text_of(&output.stdout), text_of(&output.stderr))
+    };
+    let (code, stdout, stderr) = check(r#"echo "asked: $*""#, &["/some/dir"]);
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "asked: --check --rules-dir /some/dir\n", ""));
+    let (code, stdout, _) = check("echo 'a.yaml:3: bad'; exit 1", &["d", "--json"]);
+    assert_eq!((code, stdout.as_str()), (Some(1), "{\"valid\":false,\"report\":[\"a.yaml:3: bad\"]}\n"));
+    let (code, _, stderr) = check("kill -9 $$", &["d"]);
+    assert!(code == Some(1) && stderr.contains("did not finish"), "{stderr}");
+}
+
+#[test]
 fn the_bare_command_shows_the_state_and_the_next_step() {
     let parts = json!({"bridge":{"ok":true},"docker":{"ok":false,"reason":"connect: no such file"}});
     let ready = json!({"ready":false,"parts":parts,"warnings":["w1"]});

@@ -232,3 +232,54 @@ fn a_field_value_cannot_start_a_field_of_its_own() {
     world.connection.answer(&response, world.start);
     assert!(!world.written().contains("Evil"));
 }
+
+/// Every step of `wire` fed in pieces that end at `cuts`, each answered at once.
+fn steps(wire: &[u8], cuts: &[usize]) -> Vec<Step> {
+    let mut world = World::new();
+    let now = world.at(T0);
+    let mut found = Vec::new();
+    let mut begin = 0;
+    for end in cuts.iter().copied().chain([wire.len()]) {
+        let mut piece = &wire[begin..end.max(begin)];
+        begin = end.max(begin);
+        loop {
+            let take = piece.len().min(world.connection.room());
+            world.connection.receive(&piece[..take], now);
+            piece = &piece[take..];
+            while let Some(step) = world.connection.advance(now) {
+                found.push(step);
+                world.connection.answer(&Response::whole(200, "text/plain", Vec::new()), now);
+                world.connection.wrote(world.connection.output().len(), now);
+            }
+            world.connection.wrote(world.connection.output().len(), now);
+            if piece.is_empty() || world.connection.room() == 0 {
+                break;
+            }
+        }
+    }
+    found
+}
+
+proptest::proptest! {
+    #[test]
+    fn how_bytes_arrive_makes_no_difference(mut cuts in proptest::collection::vec(0_usize..230, 0..12)) {
+        let wire: &[u8] = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n10\r\n0123456789abcdef\r\n0\r\n\r\n\
+            PUT /b?q HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello\
+            GET /c HTTP/1.1\r\nHost: x\r\n\r\nGET /d HTTP/1.1\r\nHost : x\r\n\r\n";
+        cuts.sort_unstable();
+        cuts.retain(|cut| *cut <= wire.len());
+        let whole = steps(wire, &[]);
+        proptest::prop_assert_eq!(whole.len(), 4);
+        proptest::prop_assert_eq!(steps(wire, &cuts), whole);
+    }
+
+    #[test]
+    fn noise_is_answered_or_waited_for(wire in proptest::collection::vec(proptest::num::u8::ANY, 0..2000), cut in 0_usize..2000) {
+        let cut = cut.min(wire.len());
+        // Nothing but refusals can come of it: no request begins with a byte that is no token.
+        let found = steps(&[b"\x00".as_slice(), &wire].concat(), &[cut]);
+        let refused = found.iter().all(|step| matches!(step, Step::Malformed { .. }));
+        proptest::prop_assert!(refused);
+        proptest::prop_assert!(found.len() <= 1);
+    }
+}

@@ -4,16 +4,20 @@
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 
 /// Mode of the socket's directory when it is made here.
 const DIRECTORY_MODE: u32 = 0o755;
+/// Mode of the lock file.
+const LOCK_MODE: u32 = 0o600;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 /// Largest group file read, in bytes; a host's has a few KiB.
@@ -80,6 +84,15 @@ pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    _lock: Lock,
+}
+
+/// `PATH.lock`, held for as long as the socket is: two daemons that start at the same moment cannot both find the
+/// path free. The kernel lets go of it however the daemon ends.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _held: Flock<File>,
 }
 
 impl SocketFile {
@@ -105,10 +118,7 @@ impl SocketFile {
             _ => Path::new("."),
         };
         make_directory(directory)?;
-        // Two daemons that start at the same moment take turns from here to listen(2).
-        let lock = File::open(directory).map_err(|error| system("open the directory of", error))?;
-        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| system("lock the directory of", errno.into()))?;
+        let lock = Lock::take(path)?;
         if another_answers(path)? {
             return Err(SocketError::AnotherAnswers { path: path.to_owned() });
         }
@@ -123,7 +133,7 @@ impl SocketFile {
         bind(fd.as_raw_fd(), &address).map_err(|errno| system("bind", errno.into()))?;
         // Nobody can connect before listen(2), so mode and group are right from the first moment.
         let made = fs::symlink_metadata(path).map_err(|error| system("look at", error))?;
-        let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
+        let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino(), _lock: lock };
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| system("set the mode of", error))?;
         let warning = give_to_group(path, group);
         let backlog = Backlog::new(BACKLOG).map_err(|errno| system("listen on", errno.into()))?;
@@ -146,6 +156,50 @@ impl Drop for SocketFile {
             // A file that cannot be removed is found stale by the next start.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Self, SocketError> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let system = |operation: &'static str, source: std::io::Error| SocketError::System {
+            operation,
+            path: path.clone(),
+            source,
+        };
+        let taken = || SocketError::AnotherAnswers { path: socket.to_owned() };
+        // Nobody but the daemon's user may open it: whoever can, can lock it and so keep the daemon from starting.
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(LOCK_MODE)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(&path)
+            .map_err(|error| system("open", error))?;
+        let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => held,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(taken()),
+            Err((_, errno)) => return Err(system("lock", errno.into())),
+        };
+        // The one before us removes the file at its end; a lock on a removed file is worth nothing.
+        let (ours, there) = (held.metadata(), fs::symlink_metadata(&path));
+        match (ours, there) {
+            (Ok(ours), Ok(there)) if ours.dev() == there.dev() && ours.ino() == there.ino() => {
+                Ok(Lock { path, _held: held })
+            }
+            _ => Err(taken()),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still held here, so it is ours; one that stays behind is taken by the next start.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -252,7 +306,7 @@ mod tests {
         assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o7777, 0o755);
         drop(file);
-        assert!(!path.exists());
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]
@@ -261,11 +315,37 @@ mod tests {
         let path = scratch.0.join("host.sock");
         let (listener, file, _) = SocketFile::listen(&path, 0o660, None).unwrap();
         assert!(matches!(SocketFile::listen(&path, 0o660, None), Err(SocketError::AnotherAnswers { .. })));
-        // What a SIGKILL leaves: the file, with nobody behind it.
-        drop(listener);
-        std::mem::forget(file);
+        drop((listener, file));
+        // What a SIGKILL leaves: both files, with nobody behind them.
+        drop(UnixListener::bind(&path).unwrap());
+        fs::write(scratch.0.join("host.sock.lock"), "").unwrap();
         assert!(!another_answers(&path).unwrap());
         let (_listener, _file, _) = SocketFile::listen(&path, 0o660, None).unwrap();
+        assert!(another_answers(&path).unwrap());
+    }
+
+    #[test]
+    fn two_that_start_at_once_do_not_both_get_the_path() {
+        let scratch = Scratch::new("race");
+        let path = scratch.0.join("host.sock");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path));
+            let starts: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| SocketFile::listen(&path, 0o660, None))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(starts.iter().filter(|start| start.is_ok()).count(), 1);
+            assert!(another_answers(&path).unwrap());
+        }
+        assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0, "something stays behind");
+    }
+
+    #[test]
+    fn a_socket_of_another_kind_of_daemon_is_not_taken_over() {
+        let scratch = Scratch::new("foreign");
+        let path = scratch.0.join("host.sock");
+        let _other = UnixListener::bind(&path).unwrap();
+        assert!(matches!(SocketFile::listen(&path, 0o660, None), Err(SocketError::AnotherAnswers { .. })));
         assert!(another_answers(&path).unwrap());
     }
 
