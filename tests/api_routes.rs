@@ -1,5 +1,7 @@
 //! Every route of the operator API against owners played by test threads: statuses, envelope and exact JSON.
 
+#![cfg(all(feature = "daemon", feature = "cli"))]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

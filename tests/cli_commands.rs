@@ -1,5 +1,7 @@
 //! The `outcall` binary against a daemon played by a thread: what it asks, what it prints, how it exits.
 
+#![cfg(feature = "cli")]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;

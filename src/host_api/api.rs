@@ -16,6 +16,8 @@ use super::{bridge, dns, health, network, proxy, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
+/// At most one line about refused peers in this time.
+const REFUSAL_LOG_PAUSE: Duration = Duration::from_secs(1);
 /// Digits of a container's id that are shown, as Docker shows them.
 const SHORT_ID: usize = 12;
 
@@ -48,11 +50,32 @@ pub(super) struct Api {
     pub(super) links: HostApiLinks,
     pub(super) snapshot: Arc<Snapshot>,
     waiting: BTreeMap<Ticket, Waiting>,
+    refusals: Refusals,
+}
+
+/// Refused peers for the log: somebody who connects in a loop must not fill it.
+#[derive(Default)]
+struct Refusals {
+    logged_at: Option<Instant>,
+    /// Since then.
+    silent: u64,
+}
+
+impl Refusals {
+    fn log(&mut self, peer: &Peer, message: &str, now: Instant) {
+        if self.logged_at.is_some_and(|at| now < at + REFUSAL_LOG_PAUSE) {
+            self.silent += 1;
+            return;
+        }
+        let (uid, pid, silent) = (peer.uid, peer.pid, std::mem::take(&mut self.silent));
+        tracing::warn!(target: "host_api", uid, pid, unlogged_before = silent, "refused: {message}");
+        self.logged_at = Some(now);
+    }
 }
 
 impl Api {
     pub(super) fn new(config: HostApiConfig, links: HostApiLinks, snapshot: Arc<Snapshot>) -> Self {
-        Api { config, links, snapshot, waiting: BTreeMap::new() }
+        Api { config, links, snapshot, waiting: BTreeMap::new(), refusals: Refusals::default() }
     }
 
     pub(super) fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -204,7 +227,7 @@ impl Handler for Api {
                                        outcalld runs in a pid namespace that does not show it"
                 .to_owned(),
         };
-        tracing::warn!(target: "host_api", uid = peer.uid, pid = peer.pid, "refused: {message}");
+        self.refusals.log(peer, &message, Instant::now());
         Admission::Refuse { status: 403, message }
     }
 
