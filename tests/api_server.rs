@@ -233,6 +233,24 @@ fn http_1_0_chunked_and_expect() {
 }
 
 #[test]
+fn a_client_that_waits_for_100_continue_is_not_left_waiting_on_a_quiet_connection() {
+    let world = World::new();
+    let mut stream = world.connect();
+    for round in 0..20 {
+        stream.write_all(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        until(&mut stream, "/first ");
+        // By the time this is answered, every event of the connection has been taken: only its own input wakes it.
+        probe(&world);
+        stream.write_all(b"POST /e HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n").unwrap();
+        let begun = Instant::now();
+        assert_eq!(until(&mut stream, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n", "round {round}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "round {round}");
+        stream.write_all(b"ok").unwrap();
+        until(&mut stream, "/e ok");
+    }
+}
+
+#[test]
 fn a_body_one_byte_at_a_time_arrives() {
     let world = World::new();
     let mut stream = world.connect();

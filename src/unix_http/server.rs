@@ -346,6 +346,8 @@ impl Server {
                 self.serve(slot, step, handler, now);
                 continue;
             }
+            // `advance` may have something to say itself: 100 Continue.
+            let wrote = session.write(now) || wrote;
             if !wrote && !session.read(now) {
                 return;
             }
