@@ -19,9 +19,12 @@
 //! | [`host_api`] | the operator API |
 //! | [`daemon`] | flags, start order, control, supervision |
 //! | [`cli`] | the operator's command |
+//! | [`agent`] | the shim in containers: asks, then runs |
 //!
 //! How they fit together: `vendor-docs/architecture.md`.
 
+#[cfg(feature = "agent")]
+pub mod agent;
 pub mod api;
 #[cfg(feature = "daemon")]
 pub mod bridge;

@@ -1,7 +1,8 @@
-//! The JSON vocabulary of the operator API, shared by daemon and clients. Imports nothing of the crate.
+//! The JSON vocabulary of the operator API and the agent API, shared by daemon and clients. Imports nothing of the crate.
 //!
 //! Field names are the contract's. Requests refuse unknown fields.
 
+mod agent;
 mod bridge;
 mod dns;
 mod events;
@@ -10,6 +11,9 @@ mod network;
 mod proxy;
 mod rules;
 
+pub use agent::{
+    ActionType, AgentError, CheckIn, CheckedIn, PermissionCheck, PermissionVerdict, RuleRequestState, RuleSubmission,
+};
 pub use bridge::BridgeStatus;
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
 pub use events::EventRecord;
