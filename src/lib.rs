@@ -16,6 +16,8 @@
 //! | [`proxy`] | the HTTP proxy |
 //! | [`events`] | decision events and their log |
 //! | [`unix_http`] | the small HTTP server behind the Unix sockets |
+//! | [`agent_api`] | the agents' API: who asks, what they may, which rules they want |
+//! | [`state`] | files that must survive a crash; rule requests |
 //! | [`host_api`] | the operator API |
 //! | [`daemon`] | flags, start order, control, supervision |
 //! | [`cli`] | the operator's command |
@@ -25,6 +27,8 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "daemon")]
+pub mod agent_api;
 pub mod api;
 #[cfg(feature = "daemon")]
 pub mod bridge;
@@ -52,5 +56,7 @@ pub mod network;
 pub mod proxy;
 #[cfg(feature = "daemon")]
 pub mod rule_engine;
+#[cfg(feature = "daemon")]
+pub mod state;
 #[cfg(feature = "daemon")]
 pub mod unix_http;

@@ -9,6 +9,7 @@ mod events;
 mod health;
 mod network;
 mod proxy;
+mod requests;
 mod rules;
 
 pub use agent::{
@@ -22,6 +23,9 @@ pub use network::{
     AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,
 };
 pub use proxy::ProxyStatus;
+pub use requests::{
+    PendingRuleRequest, RuleRequestApprove, RuleRequestApproved, RuleRequestReject, RuleRequestRejected,
+};
 pub use rules::{EgressView, EvaluateRequest, Evaluated, Reloaded, RuleDetail, RuleSummary, RuleTest, RuleTested};
 
 use serde::{Deserialize, Serialize};

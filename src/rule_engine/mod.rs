@@ -13,6 +13,7 @@
 //! | `index`, `ruleset` | the decision |
 //! | `document`, `views` | questions as JSON; what the operator API shows |
 //! | `engine`, `command` | the thread: reloads and tests |
+//! | `installs` | an agent's submission, written down as the file that an approval installs |
 //! | `load`, `lint` | all of it together, with every error and warning |
 
 mod check;
@@ -28,6 +29,7 @@ mod field;
 mod file;
 mod guarded;
 mod index;
+mod installs;
 mod lint;
 mod literal;
 mod load;
@@ -44,6 +46,7 @@ pub use context::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
 pub use document::ContextDocument;
 pub use engine::{RuleEngine, RuleEngineConfig};
 pub use guarded::{GUARDED_ARGUMENT, Guard};
+pub use installs::{Installs, installs};
 pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_report, load, load_sources};
 pub use model::{Action, Egress, EgressMode, Rule};
 pub use ruleset::{Decision, RuleSet};
