@@ -32,7 +32,7 @@ struct Echo {
 }
 
 impl Handler for Echo {
-    fn admit(&mut self, peer: &Peer) -> Admission {
+    fn admit(&mut self, peer: &Peer, _socket: std::os::fd::BorrowedFd<'_>) -> Admission {
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
         if self.refuse {
             return Admission::Refuse { status: 403, message: "not you".to_owned() };

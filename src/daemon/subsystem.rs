@@ -19,6 +19,10 @@ pub enum Subsystem {
     Events,
     /// The operator API.
     HostApi,
+    /// The agents' API.
+    AgentApi,
+    /// Rule requests: their file, their checks, their approvals.
+    RuleRequests,
 }
 
 impl Subsystem {
@@ -34,6 +38,8 @@ impl Subsystem {
             Subsystem::Proxy => "proxy",
             Subsystem::Events => "events",
             Subsystem::HostApi => "host_api",
+            Subsystem::AgentApi => "agent_api",
+            Subsystem::RuleRequests => "rule_requests",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The route table, and the waiting room: which request waits for whom, until when.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -216,7 +217,7 @@ impl Api {
 }
 
 impl Handler for Api {
-    fn admit(&mut self, peer: &Peer) -> Admission {
+    fn admit(&mut self, peer: &Peer, _socket: BorrowedFd<'_>) -> Admission {
         let message = match container_of_peer(*peer) {
             PeerContainer::Own => return Admission::Serve { key: u64::from(peer.uid) },
             PeerContainer::Other(id) => {

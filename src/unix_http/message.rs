@@ -19,6 +19,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Who sent it.
     pub peer: Peer,
+    /// The key under which the peer was admitted.
+    pub key: u64,
 }
 
 /// The place where a later answer belongs. An answer to a connection that is gone goes nowhere.
@@ -71,6 +73,13 @@ impl Response {
     #[must_use]
     pub fn stream(content_type: &'static str) -> Self {
         Response { status: 200, content_type, fields: Vec::new(), body: Body::Stream, close: false }
+    }
+
+    /// The last answer of its connection.
+    #[must_use]
+    pub fn closing(mut self) -> Self {
+        self.close = true;
+        self
     }
 
     /// With one more field.

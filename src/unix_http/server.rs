@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -27,8 +28,8 @@ const READ_SIZE: usize = 16 * 1024;
 
 /// What serves the requests.
 pub trait Handler {
-    /// Somebody connected. The peer is asked once, not for each request.
-    fn admit(&mut self, peer: &Peer) -> Admission;
+    /// Somebody connected. The peer is asked once, not for each request; `socket` is for asking the kernel more.
+    fn admit(&mut self, peer: &Peer, socket: BorrowedFd<'_>) -> Admission;
     /// A request came.
     fn request(&mut self, request: Request, ticket: Ticket) -> Answer;
     /// The words for what never became a request (malformed, too slow, too large, one connection too many).
@@ -294,7 +295,7 @@ impl Server {
 
     fn admit(&mut self, mut stream: UnixStream, handler: &mut dyn Handler, now: Instant) {
         let admission = match Peer::of(&stream) {
-            Ok(peer) => (peer, handler.admit(&peer)),
+            Ok(peer) => (peer, handler.admit(&peer, stream.as_fd())),
             // Whoever cannot be told is not served.
             Err(_) => return,
         };
@@ -370,7 +371,9 @@ impl Server {
             }
             (Step::Malformed { status, message }, None) => Answer::Now(handler.refusal(status, &message)),
             (Step::Request { method, path, query, fields, body }, None) => {
-                let request = Request { method, path, query, fields, body, peer: session.peer };
+                // Who is not refused was admitted under a key.
+                let key = session.key.unwrap_or_default();
+                let request = Request { method, path, query, fields, body, peer: session.peer, key };
                 handler.request(request, Ticket { slot, serial })
             }
         };
