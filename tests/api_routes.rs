@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
+use outcall::agent_api::AgentApiCommand;
 use outcall::api;
 use outcall::bridge::BridgeCommand;
 use outcall::daemon::control::ControlMessage;
@@ -21,6 +22,7 @@ use outcall::event_loop::{Address, mailbox, reply_channel};
 use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
 use outcall::proxy::ProxyCommand;
 use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
+use outcall::state::{RequestFailure, RequestsCommand};
 use serde_json::{Value, json};
 
 /// An owner played by a thread: `answer` gets each command and gives `true` to end.
@@ -201,6 +203,14 @@ fn links(
     let (dns, dns_thread) = owner(dns);
     let (rule_engine, rule_thread) = owner(rule_engine);
     let (proxy, proxy_thread) = owner(proxy);
+    let (requests, requests_thread) = owner(requests);
+    let (agent_api, agent_thread) = owner(|command| match command {
+        AgentApiCommand::Ping(reply) => {
+            reply.send(());
+            false
+        }
+        other => matches!(other, AgentApiCommand::Stop),
+    });
     let links = HostApiLinks {
         control: control.clone(),
         bridge: bridge.clone(),
@@ -208,6 +218,8 @@ fn links(
         dns: dns.clone(),
         proxy: with_proxy.then(|| proxy.clone()),
         rule_engine: rule_engine.clone(),
+        requests: requests.clone(),
+        agent_api: agent_api.clone(),
         readiness: Readiness::default(),
         own,
     };
@@ -219,11 +231,46 @@ fn links(
         assert!(dns.send(DnsCommand::Stop).is_ok());
         assert!(rule_engine.send(RuleEngineCommand::Stop).is_ok());
         assert!(proxy.send(ProxyCommand::Stop).is_ok());
-        for thread in [control_thread, bridge_thread, docker_thread, dns_thread, rule_thread, proxy_thread] {
+        assert!(requests.send(RequestsCommand::Stop).is_ok());
+        assert!(agent_api.send(AgentApiCommand::Stop).is_ok());
+        let agents = [requests_thread, agent_thread];
+        let others = [control_thread, bridge_thread, docker_thread, dns_thread, rule_thread, proxy_thread];
+        for thread in others.into_iter().chain(agents) {
             thread.join().unwrap();
         }
     }));
     links
+}
+
+fn requests(command: RequestsCommand) -> bool {
+    const ID: &str = "rr-0123456789abcdef";
+    let failure = |id: &str| match id {
+        "rr-decided" => RequestFailure::Conflict("the rule request is approved already".to_owned()),
+        "rr-broken" => RequestFailure::Invalid("the rules do not load with this request in them: x".to_owned()),
+        _ => RequestFailure::Unknown("there is no such rule request".to_owned()),
+    };
+    match command {
+        RequestsCommand::List { all_agents, reply } => reply.send(Ok(vec![api::PendingRuleRequest {
+            id: ID.to_owned(),
+            container_id: "c".repeat(64),
+            container: "coder-1".to_owned(),
+            rule_file: "submitted".to_owned(),
+            installs: format!("installs, all_agents {all_agents}"),
+            status: "pending".to_owned(),
+            submitted_at: "2026-11-24T00:00:00.000Z".to_owned(),
+        }])),
+        RequestsCommand::Approve { id, all_agents, reply } if id == ID => {
+            reply.send(Ok(api::RuleRequestApproved { id, rules_loaded: if all_agents { 8 } else { 7 } }));
+        }
+        RequestsCommand::Approve { id, reply, .. } => reply.send(Err(failure(&id))),
+        RequestsCommand::Reject { id, reason, reply } if id == ID && reason.as_deref() != Some("bad") => {
+            reply.send(Ok(api::RuleRequestRejected { id }));
+        }
+        RequestsCommand::Reject { id, reply, .. } => reply.send(Err(failure(&id))),
+        RequestsCommand::Stop => return true,
+        _ => {}
+    }
+    false
 }
 
 const RULES: &str = r#"
@@ -444,7 +491,7 @@ fn health_names_the_thread_that_does_not_answer() {
     let world = World::new(false);
     assert_eq!(
         world.data("GET", "/api/v1/health", ""),
-        json!({"healthy":true,"subsystems":["bridge","rule_engine","docker_manager","dns","host_api"]})
+        json!({"healthy":true,"subsystems":["bridge","rule_engine","docker_manager","dns","agent_api","host_api"]})
     );
     let stuck = World::new(true);
     let begun = Instant::now();
@@ -532,4 +579,40 @@ fn a_second_daemon_on_the_same_socket_does_not_start() {
     assert!(refusal.starts_with(&format!("another outcalld answers at {}", world.socket.display())), "{refusal}");
     stops.into_iter().for_each(|stop| stop());
     assert_eq!(world.data("GET", "/api/v1/bridge", "")["name"], "outcall0");
+}
+
+#[test]
+fn rule_requests_are_listed_and_decided() {
+    let world = World::new(true);
+    let listed = world.data("GET", "/api/v1/requests/rules", "");
+    assert_eq!(
+        listed,
+        json!([{"id":"rr-0123456789abcdef","container_id":"c".repeat(64),"container":"coder-1","rule_file":"submitted",
+            "installs":"installs, all_agents false","status":"pending","submitted_at":"2026-11-24T00:00:00.000Z"}])
+    );
+    let listed = world.data("GET", "/api/v1/requests/rules?all_agents=true", "");
+    assert_eq!(listed[0]["installs"], "installs, all_agents true");
+    let one = "/api/v1/requests/rules/rr-0123456789abcdef";
+    let approved = json!({"id":"rr-0123456789abcdef","rules_loaded":7});
+    assert_eq!(world.data("POST", &format!("{one}/approve"), ""), approved);
+    assert_eq!(world.data("POST", &format!("{one}/approve"), r#"{"all_agents":true}"#)["rules_loaded"], 8);
+    let rejected = json!({"id":"rr-0123456789abcdef"});
+    assert_eq!(world.data("POST", &format!("{one}/reject"), r#"{"reason":"too wide"}"#), rejected);
+    for (method, path, body, expected) in [
+        ("POST", "/requests/rules/rr-decided/approve", "{}", 409),
+        ("POST", "/requests/rules/rr-decided/reject", "{}", 409),
+        ("POST", "/requests/rules/rr-broken/approve", "{}", 422),
+        ("POST", "/requests/rules/rr-other/approve", "{}", 404),
+        ("POST", "/requests/rules/rr-other/approve", r#"{"all":true}"#, 400),
+        ("POST", "/requests/rules/rr-other/reject", r#"{"reason":1}"#, 400),
+        ("GET", "/requests/rules?all_agents=1", "", 400),
+        ("GET", "/requests/rules/rr-other/approve", "", 405),
+        ("POST", "/requests/rules", "{}", 405),
+        ("GET", "/requests/rules/rr-other", "", 404),
+        ("POST", "/requests/rules//approve", "{}", 404),
+        ("POST", "/requests/rules/a/b/approve", "{}", 404),
+    ] {
+        let (status, error) = world.failure(method, &format!("/api/v1{path}"), body);
+        assert_eq!(status, expected, "{method} {path}: {error}");
+    }
 }

@@ -351,3 +351,41 @@ fn an_answer_that_is_no_envelope_is_said_so() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text_of(&output.stderr).contains("GET /bridge"), "{}", text_of(&output.stderr));
 }
+
+#[test]
+fn rule_requests_are_shown_before_they_are_decided() {
+    let request = |installs: &str| {
+        ok(
+            &json!([{"id":"rr-0123456789abcdef","container_id":"c".repeat(64),"container":"coder-1","rule_file":"raw \u{1b}[2J",
+            "installs":installs,"status":"pending","submitted_at":"2026-11-24T00:00:00.000Z"}]),
+        )
+    };
+    let limited = "# x\nversion: \"1\"\nrules:\n  - id: \"a\"\n    condition: |-\n      agent.container == \"coder-1\" && (true)\n";
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/requests/rules", 200, request(limited)),
+        ("GET /api/v1/requests/rules?all_agents=true", 200, request("# for all\n")),
+        (
+            "POST /api/v1/requests/rules/rr-0123456789abcdef/approve",
+            200,
+            ok(&json!({"id":"rr-0123456789abcdef","rules_loaded":1})),
+        ),
+        ("POST /api/v1/requests/rules/rr-0123456789abcdef/reject", 200, ok(&json!({"id":"rr-0123456789abcdef"}))),
+    ]);
+    let id = "rr-0123456789abcdef";
+    let text = daemon.prints(&["requests", "list"]);
+    assert!(text.contains("rr-0123456789abcdef  coder-1    1      2026-11-24T00:00:00.000Z"), "{text}");
+    let text = daemon.prints(&["requests", "show", id]);
+    assert!(text.ends_with(limited) && text.contains("coder-1 (cccccccccccc)"), "{text}");
+    assert!(daemon.prints(&["requests", "show", id, "--all-agents"]).ends_with("# for all\n"));
+    let text = daemon.prints(&["requests", "approve", id]);
+    assert!(text.starts_with("Approved rr-0123456789abcdef; 1 rule in force.") && text.ends_with(limited), "{text}");
+    assert_eq!(daemon.last_asked().2, r#"{"all_agents":false}"#);
+    let text = daemon.prints(&["requests", "approve", id, "--all-agents"]);
+    assert!(text.ends_with("# for all\n"), "{text}");
+    assert_eq!(daemon.last_asked().2, r#"{"all_agents":true}"#);
+    assert_eq!(daemon.prints(&["requests", "reject", id, "--reason", "too wide"]), "Rejected rr-0123456789abcdef.\n");
+    assert_eq!(daemon.last_asked().2, r#"{"reason":"too wide"}"#);
+    let output = daemon.run(&["requests", "show", "rr-0000000000000000"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text_of(&output.stderr).contains("outcall requests list"));
+}

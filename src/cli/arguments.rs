@@ -47,6 +47,9 @@ pub enum Group {
     /// The rules that decide
     #[command(subcommand)]
     Rules(RulesCommand),
+    /// The rules that agents ask for
+    #[command(subcommand)]
+    Requests(RequestsCommand),
 }
 
 /// `outcall bridge`
@@ -153,6 +156,41 @@ pub enum RulesCommand {
         /// JSON file with the namespaces, such as {"http":{"host":"example.com"}}; `-` is standard input
         #[arg(long, value_name = "FILE")]
         context: PathBuf,
+    },
+}
+
+/// `outcall requests`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum RequestsCommand {
+    /// List the rule requests that wait for you
+    List,
+    /// Show one, and the exact file that an approval installs
+    Show {
+        /// The request's id
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Show the file that `approve --all-agents` installs
+        #[arg(long)]
+        all_agents: bool,
+    },
+    /// Install the rules of a request, limited to the container that asked, and load them
+    Approve {
+        /// The request's id
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Install them for all agents instead
+        #[arg(long)]
+        all_agents: bool,
+    },
+    /// Refuse a request
+    Reject {
+        /// The request's id
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Why; the agent can read it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
 }
 

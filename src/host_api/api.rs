@@ -13,7 +13,7 @@ use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request,
 use super::call::{Call, decoded};
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
-use super::{bridge, dns, health, network, proxy, rules};
+use super::{bridge, dns, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -108,6 +108,9 @@ impl Api {
             "/dns/cache" => Route::Get(dns::cache),
             "/dns/cache/flush" => Route::Post(dns::flush),
             "/proxy" => Route::Get(proxy::status),
+            "/requests/rules" => Route::Get(requests::list),
+            path if requests::request_id(path, "approve").is_some() => Route::Post(requests::approve),
+            path if requests::request_id(path, "reject").is_some() => Route::Post(requests::reject),
             "/health" => Route::Get(health::health),
             "/ready" => Route::Get(health::ready),
             rule if rule_id(rule).is_some() => Route::Get(rules::show),
@@ -139,7 +142,7 @@ impl Api {
         } else {
             tracing::debug!(target: "host_api", "{} {}", request.method, request.path);
         }
-        let name = request.path.strip_prefix(PREFIX).and_then(rule_id).unwrap_or("");
+        let name = request.path.strip_prefix(PREFIX).and_then(named).unwrap_or("");
         let name = decoded(name, false).map_err(|error| failed(400, format!("the path has {error}")))?;
         handle(self, Call { ticket, request, name })
     }
@@ -247,6 +250,12 @@ impl Handler for Api {
     fn accept_failed(&mut self, error: &std::io::Error) {
         tracing::warn!(target: "host_api", "cannot accept connections: {error}; trying on");
     }
+}
+
+/// The ID that a path names.
+fn named(path: &str) -> Option<&str> {
+    let verbs = ["approve", "reject"];
+    rule_id(path).or_else(|| verbs.into_iter().find_map(|verb| requests::request_id(path, verb)))
 }
 
 /// ID of `/rule/ID`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::agent_api::AgentApiCommand;
 use crate::api::{Envelope, Health, PartState, Ready};
 use crate::bridge::BridgeCommand;
 use crate::daemon::Subsystem;
@@ -23,8 +24,13 @@ const PING_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
     call.query([])?;
-    let mut asked =
-        BTreeSet::from([Subsystem::Bridge, Subsystem::DockerManager, Subsystem::Dns, Subsystem::RuleEngine]);
+    let mut asked = BTreeSet::from([
+        Subsystem::Bridge,
+        Subsystem::DockerManager,
+        Subsystem::Dns,
+        Subsystem::RuleEngine,
+        Subsystem::AgentApi,
+    ]);
     let (ticket, links) = (call.ticket, &api.links);
     let own = &links.own;
     // A ping that cannot be delivered stays out, and so is named when the time is over.
@@ -32,6 +38,9 @@ pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
     ping(own, ticket, Subsystem::DockerManager, &links.docker, DockerCommand::Ping);
     ping(own, ticket, Subsystem::Dns, &links.dns, DnsCommand::Ping);
     ping(own, ticket, Subsystem::RuleEngine, &links.rule_engine, RuleEngineCommand::Ping);
+    // The keeper of rule requests is not asked: it blocks on the disk and the rule checker, and nobody's traffic waits
+    // for it.
+    ping(own, ticket, Subsystem::AgentApi, &links.agent_api, AgentApiCommand::Ping);
     if let Some(proxy) = &links.proxy {
         asked.insert(Subsystem::Proxy);
         ping(own, ticket, Subsystem::Proxy, proxy, ProxyCommand::Ping);

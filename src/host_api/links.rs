@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::agent_api::AgentApiCommand;
 use crate::bridge::BridgeCommand;
 use crate::daemon::control::ControlMessage;
 use crate::daemon::{Readiness, Snapshot, Subsystem};
@@ -11,6 +12,7 @@ use crate::docker_manager::DockerCommand;
 use crate::event_loop::{Address, Reply};
 use crate::proxy::ProxyCommand;
 use crate::rule_engine::RuleEngineCommand;
+use crate::state::RequestsCommand;
 use crate::unix_http::{Response, Ticket};
 
 /// The operator API's settings.
@@ -36,6 +38,10 @@ pub struct HostApiLinks {
     pub proxy: Option<Address<ProxyCommand>>,
     /// Loads and tests rules.
     pub rule_engine: Address<RuleEngineCommand>,
+    /// Owner of the rule requests.
+    pub requests: Address<RequestsCommand>,
+    /// The agents' API: asked only whether it is alive.
+    pub agent_api: Address<AgentApiCommand>,
     /// What `/ready` says.
     pub readiness: Readiness,
     /// This thread's own mailbox: answers come back through it.

@@ -10,7 +10,7 @@
 //! | `api` | the route table and the waiting room |
 //! | `call` | one request: query, body |
 //! | `respond` | the envelope |
-//! | `bridge` `dns` `network` `proxy` `rules` `health` | one resource each |
+//! | `bridge` `dns` `network` `proxy` `requests` `rules` `health` | one resource each |
 
 mod api;
 mod bridge;
@@ -20,6 +20,7 @@ mod health;
 mod links;
 mod network;
 mod proxy;
+mod requests;
 mod respond;
 mod rules;
 

@@ -5,6 +5,7 @@ mod dns;
 mod network;
 mod overview;
 mod proxy;
+mod requests;
 mod rules;
 
 use super::CliError;
@@ -21,6 +22,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
         Some(Group::Dns(command)) => dns::run(command, &client, output),
         Some(Group::Proxy(command)) => proxy::run(command, &client, output),
         Some(Group::Network(command)) => network::run(command, &client, output),
+        Some(Group::Requests(command)) => requests::run(command, &client, output),
         Some(Group::Rules(command)) => rules::run(command, &client, output),
     }
 }
