@@ -46,7 +46,7 @@ def the_hosts_service_is_reached_from_dockers_own_bridge(lab):
 def ipv6_leaves_an_open_network(lab):
     lab.engine.docker("network", "create", "--ipv6", "--subnet", "fd00:77::/64", "six")
     client = lab.client(network="six", dns=UPSTREAM, proxy=False)
-    check(client.connects("2606:4700::1111", 80) == "connected")
+    check(client.connects("2606:4700::1111", 80, 8) == "connected")
     check(lab.internet.packets.to("2606:4700::1111"))
 
 

@@ -1,0 +1,235 @@
+"""CONNECT tunnels: what the ClientHello says against what was asked for."""
+
+from harness import *
+
+# Python inside the container: a tunnel, and a ClientHello as bytes.
+TUNNEL = '''
+import ssl
+def connect(host, port=443):
+    s = socket.create_connection((GATEWAY, PROXY_PORT)); s.settimeout(6)
+    s.sendall(("CONNECT %s:%d HTTP/1.1\\r\\nHost: %s:%d\\r\\n\\r\\n" % (host, port, host, port)).encode())
+    head = b""
+    while b"\\r\\n\\r\\n" not in head:
+        data = s.recv(1)
+        if not data: break
+        head += data
+    return s, int(head.split()[1]) if head else 0
+
+def hello(name, alpn=None):
+    context = ssl._create_unverified_context()
+    if alpn: context.set_alpn_protocols(alpn)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    try: tls.do_handshake()
+    except ssl.SSLWantReadError: pass
+    return outgoing.read(), tls, incoming, outgoing
+
+def finish(s, tls, incoming, outgoing, request):
+    """Handshake and one request over it; gives the answer's first line, or `closed`."""
+    def pump(step):
+        while True:
+            try: return step()
+            except ssl.SSLWantReadError:
+                out = outgoing.read()
+                if out: s.sendall(out)
+                data = s.recv(65536)
+                if not data: raise ConnectionError("closed")
+                incoming.write(data)
+    try:
+        pump(tls.do_handshake)
+        tls.write(request); s.sendall(outgoing.read())
+        return pump(lambda: tls.read(65536)).split(b"\\r\\n")[0].decode()
+    except (OSError, ssl.SSLError) as problem:
+        return "closed"
+GET = b"GET /x HTTP/1.1\\r\\nHost: example.com\\r\\nConnection: close\\r\\n\\r\\n"
+'''
+
+
+def handed_over(lab):
+    """Bytes that reached the origin of example.com."""
+    return sum(c.get("bytes", 0) + len(c.get("hello", b"")) for c in lab.internet.connections("93.184.216.34"))
+
+
+@scenario()
+def an_sni_that_differs_is_judged_by_itself(lab):
+    lab.daemon(allow("example.com", "www.example.com"))
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+result = []
+for name in ("www.example.com", "denied.example.net", "example.com.evil.net", "EXAMPLE.com"):
+    s, status = connect("example.com")
+    first, *rest = hello(name)
+    s.sendall(first)
+    result.append([status, finish(s, *rest, GET)])
+''')
+    check(seen[0] == [200, "HTTP/1.1 200 OK"], seen)
+    check(seen[1] == [200, "closed"] and seen[2] == [200, "closed"], seen)
+    check(seen[3] == [200, "HTTP/1.1 200 OK"], seen)
+    snis = {c.get("sni") for c in lab.internet.connections("93.184.216.34")}
+    check("denied.example.net" not in snis and "example.com.evil.net" not in snis, snis)
+    lab.internet.not_asked("denied.example.net")
+
+
+@scenario()
+def a_hello_without_sni_counts_as_the_connect_host(lab):
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+s, status = connect("example.com")
+first, *rest = hello(None)
+s.sendall(first)
+result = [status, finish(s, *rest, GET)]
+''')
+    check(seen == [200, "HTTP/1.1 200 OK"], seen)
+
+
+@scenario()
+def a_hello_in_pieces_is_read_like_a_whole_one(lab):
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+def split_records(data, size):
+    body, out = data[5:], b""
+    for at in range(0, len(body), size):
+        piece = body[at:at + size]
+        out += data[:3] + len(piece).to_bytes(2, "big") + piece
+    return out
+result = {}
+for name in ("example.com", "denied.example.net"):
+    for way in ("bytes", "records", "tiny-records", "long"):
+        s, status = connect("example.com")
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        first, *rest = hello(name, alpn=["x" * 200 + str(n) for n in range(15)] if way == "long" else None)
+        try:
+            if way == "bytes":
+                for at in range(len(first)): s.send(first[at:at + 1])
+            elif way == "records": s.sendall(split_records(first, 40))
+            elif way == "tiny-records": s.sendall(split_records(first, 1))
+            else: s.sendall(first)
+            outcome = finish(s, *rest, GET)
+        except OSError: outcome = "closed"
+        result[name + " " + way] = outcome
+''', seconds=50)
+    for way in ("bytes", "records", "long"):
+        check(seen[f"example.com {way}"] == "HTTP/1.1 200 OK", seen)
+    for key, outcome in seen.items():
+        if key.startswith("denied"):
+            check(outcome == "closed", (key, outcome))
+    check(not [c for c in lab.internet.connections("93.184.216.34") if c.get("sni") == "denied.example.net"])
+
+
+@scenario()
+def what_is_not_tls_is_closed(lab):
+    lab.daemon(allow("example.com", "github.com"))
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+opens = {"ssh": b"SSH-2.0-OpenSSH_9.2\\r\\n", "zeros": bytes(200), "smtp": b"EHLO x\\r\\n", "sslv2": b"\\x80\\x2e\\x01\\x00\\x02" + bytes(40),
+         "alert": b"\\x15\\x03\\x01\\x00\\x02\\x02\\x28", "data": b"\\x17\\x03\\x03\\x00\\x20" + bytes(32),
+         "junk-hello": b"\\x16\\x03\\x01\\x00\\x10" + b"\\x01\\x00\\x00\\x0c" + b"\\xff" * 12,
+         "h2": b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\0\\0\\0\\4\\0\\0\\0\\0\\0", "socks": b"\\5\\1\\0"}
+result = {}
+for name, data in opens.items():
+    s, status = connect("github.com")
+    try:
+        s.sendall(data); s.settimeout(8)
+        back = s.recv(4096)
+        result[name] = back.decode("latin-1")[:40]
+    except TimeoutError: result[name] = "open"
+    except OSError: result[name] = ""
+''', seconds=120)
+    for name, back in seen.items():
+        check(back == "" or back.startswith("HTTP/1.1 4") or ord(back[0]) == 0x15, (name, back))
+    for connection in lab.internet.connections("140.82.112.3"):
+        check(not connection["bytes"] and not connection.get("hello"), connection)
+
+
+@scenario()
+def plain_http_in_a_tunnel_is_judged_request_by_request(lab):
+    lab.daemon([rule("no-deny", 'http.path.startsWith("/deny")', "block", priority=1), *allow("example.com")])
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+def ask(s, target, host):
+    s.sendall(("GET %s HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n" % (target, host)).encode())
+    try:
+        head = b""
+        while b"\\r\\n\\r\\n" not in head:
+            data = s.recv(1)
+            if not data: return 0
+            head += data
+        length = [int(l.split(b":")[1]) for l in head.split(b"\\r\\n") if l.lower().startswith(b"content-length")]
+        left = length[0] if length else 0
+        while left: left -= len(s.recv(left))
+        return int(head.split()[1])
+    except OSError: return 0
+result = []
+s, status = connect("example.com", 80)
+result += [status, ask(s, "/one", "example.com"), ask(s, "/deny", "example.com")]
+s, _ = connect("example.com", 80)
+result += [ask(s, "/two", "example.com:80"), ask(s, "/x", "denied.example.net")]
+s, _ = connect("example.com", 80)
+result.append(ask(s, "http://denied.example.net/", "denied.example.net"))
+''')
+    check(seen[:3] == [200, 200, 403], seen)
+    check(seen[3] == 200 and seen[4] in (0, 400, 403) and seen[5] in (0, 400, 403), seen)
+    lab.internet.nothing_for("93.184.217.99")
+    check({r["path"] for r in lab.internet.origin.requests()} == {"/one", "/two"})
+
+
+@scenario()
+def connect_needs_a_matching_host_and_a_real_port(lab):
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    for line, host in (("example.com:443", "denied.example.net:443"), ("example.com", "example.com"),
+                       ("example.com:0", "example.com:0"), ("example.com:99999", "example.com:99999"),
+                       ("http://example.com:443", "example.com:443"), ("example.com:443/", "example.com:443"),
+                       ("user@example.com:443", "example.com:443"), (":443", ":443")):
+        back = client.raw(f"CONNECT {line} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        check(back.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403")), (line, host, back))
+    check(not lab.internet.connections("93.184.216.34"))
+
+
+@scenario()
+def bytes_sent_behind_connect_are_not_forwarded_unseen(lab):
+    """A ClientHello or a request glued to the CONNECT head is judged like one sent later."""
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+result = []
+for name in ("example.com", "denied.example.net"):
+    s = socket.create_connection((GATEWAY, PROXY_PORT)); s.settimeout(6)
+    first, tls, incoming, outgoing = hello(name)
+    s.sendall(b"CONNECT example.com:443 HTTP/1.1\\r\\nHost: example.com:443\\r\\n\\r\\n" + first)
+    head = b""
+    while b"\\r\\n\\r\\n" not in head:
+        data = s.recv(1)
+        if not data: break
+        head += data
+    result.append([head.split()[1].decode(), finish(s, tls, incoming, outgoing, GET)])
+''')
+    check(seen[0][1] in ("HTTP/1.1 200 OK", "closed") and seen[1][1] == "closed", seen)
+    check(not [c for c in lab.internet.connections("93.184.216.34") if c.get("sni") == "denied.example.net"])
+
+
+@scenario()
+def fronting_stops_at_the_sni(lab):
+    """The outer name is what is judged; a rule can tell SNI values apart."""
+    lab.daemon([rule("sni", 'tls.sni == "denied.example.net"', "block", priority=1), rule("all", "true")])
+    client = lab.client()
+    seen = client.py(TUNNEL + '''
+s, status = connect("example.com")
+first, *rest = hello("denied.example.net")
+s.sendall(first)
+result = [status, finish(s, *rest, GET)]
+''')
+    check(seen == [200, "closed"], seen)
+    check(not handed_over(lab), lab.internet.connections("93.184.216.34"))
+
+
+@scenario(deadline=90)
+def a_tunnel_stays_open_in_both_directions(lab):
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    response = client.curl("https://example.com/bytes/20000000", seconds=40)
+    check(response.status == 200 and len(response.body) == 20_000_000, response.status)
+    response = client.curl("https://example.com/up", "--data-binary", "@-", input=b"u" * 20_000_000, seconds=40)
+    check(response.status == 200 and response.json["body_size"] == 20_000_000, response.status)
