@@ -159,7 +159,7 @@ def ambiguous_framing_is_refused_with_400(lab):
     wrong = {}
     for name, back in send(client, REFUSED).items():
         chunk_in_flight = name.startswith("chunk ") and not back.startswith("HTTP/1.1 2")
-        if not back.startswith("HTTP/1.1 4") and not chunk_in_flight:
+        if not back.startswith(("HTTP/1.1 4", "HTTP/1.1 505")) and not chunk_in_flight:
             wrong[name] = back[:60]
     judge_origin(lab)
     check(not wrong, wrong)
@@ -234,6 +234,9 @@ RESPONSES = {
     "unasked 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
 }
 
+# Oddities that hide no second reading once they are written out anew.
+REPAIRABLE = {"bare lf", "obs-fold", "nul"}
+
 
 @scenario(deadline=90)
 def an_origins_ambiguous_answer_is_502(lab):
@@ -243,7 +246,8 @@ def an_origins_ambiguous_answer_is_502(lab):
     for number, (name, answer) in enumerate(RESPONSES.items()):
         lab.internet.origin.on(f"/r{number}", lambda request, connection, a=answer: connection.sendall(a))
         response = client.curl(f"http://example.com/r{number}", seconds=5)
-        if response.status != 502:
+        repaired = name in REPAIRABLE and response.status == 200 and response.body == b"hello"
+        if response.status != 502 and not repaired:
             wrong[name] = response
     check(not wrong, wrong)
     check(daemon.process.poll() is None)
