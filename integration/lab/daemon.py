@@ -138,7 +138,7 @@ class Daemon:
         def ready():
             if self.process.poll() is not None:
                 raise AssertionError(
-                    f"outcalld ended with {self.process.returncode} at the start: {self.tail(5)}")
+                    f"outcalld ended with {self.process.returncode} at the start: {self.tail(1)}")
             try:
                 answer = self.api("GET", "/api/v1/ready")
             except OSError:

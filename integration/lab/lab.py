@@ -4,6 +4,7 @@ Built once for a run. Each scenario gets the same `Lab` with a fresh directory; 
 ended and removed when it is over, and `sweep` raises if anything is left.
 """
 
+import ipaddress
 import itertools
 import json
 import os
@@ -172,7 +173,8 @@ class Lab:
         found = self.engine.network(network)
         if not found:
             raise AssertionError(f"Docker has no network {network}")
-        return found["IPAM"]["Config"][0].get("Gateway")
+        config = found["IPAM"]["Config"][0]
+        return config.get("Gateway") or str(ipaddress.ip_network(config["Subnet"])[1])
 
     def client(self, network=DEFAULT_NETWORK, name=None, proxy=True, dns="gateway", image=None,
                flags=(), command=("sleep", "infinity")):
@@ -224,9 +226,9 @@ class Lab:
 
     # ---- between scenarios -----------------------------------------------------------------
 
-    def begin(self, name):
-        """A fresh directory and a fresh internet."""
-        self._scenario_dir = os.path.join(self.directory, f"{next(self._serial)}-{name}")
+    def begin(self, label="s"):
+        """A fresh directory (`label` is short: socket paths have room for 107 bytes) and a fresh internet."""
+        self._scenario_dir = os.path.join(self.directory, f"{label}{next(self._serial)}")
         os.makedirs(self._scenario_dir)
         self.daemons = []
         self._undo = []

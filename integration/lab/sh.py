@@ -73,6 +73,7 @@ def run(command, check=True, input=None, timeout=60, env=None):
     if check and done.returncode != 0:
         what = " ".join(str(word) for word in command)
         detail = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+        what = what if len(what) < 300 else what[:290] + " …"
         raise CommandFailed(f"{what}: exit {done.returncode}: {detail[-2000:]}")
     return Result(done.returncode, done.stdout, done.stderr)
 

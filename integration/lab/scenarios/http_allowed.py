@@ -223,7 +223,7 @@ def the_clients_that_people_use(lab):
 
     done = client.sh("git clone -q https://github.com/files/bare.git /tmp/clone && cat /tmp/clone/file")
     check(done.code == 0 and done.text == "content\n", done)
-    done = client.sh("wget -q -O - https://example.com/wget")
+    done = client.sh("wget -q -O - --ca-certificate=/lab/root.pem https://example.com/wget")
     check(done.code == 0 and "/wget" in done.text, done)
     check(client.py('''
 import requests
@@ -245,7 +245,7 @@ const { ProxyAgent, request } = require("undici");
 })().catch((problem) => { console.error(problem); process.exit(1); });
 ''')
     check(done.code == 0 and done.text.split() == ["200", "/node"] * 2, done)
-    small = lab.client(image="lab/busybox")
+    small = lab.client(image="lab/busybox", command=("/bin/sleep", "100000"))
     done = small.run("/bin/wget", "-q", "-O", "-", "http://example.com/busybox",
                      env={"http_proxy": small.proxy})
     check(done.code == 0 and "/busybox" in done.text, done)
