@@ -138,7 +138,7 @@ class Container:
             raise AssertionError(f"python in {self.name}: {done.errors[-1500:]}")
         return json.loads(done.text.rsplit("@@", 1)[1])
 
-    def raw(self, data, port=PROXY_PORT, host=None, wait=3.0, seconds=30):
+    def raw(self, data, port=PROXY_PORT, host=None, wait=1.5, seconds=30):
         """Sends bytes to the proxy (or host:port) and gives all that comes back within `wait` s of silence."""
         answer = self.py(
             "result = exchange(host, port, bytes.fromhex(data), wait).hex()",

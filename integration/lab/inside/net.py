@@ -3,6 +3,7 @@
 Mounted read-only at /lab/inside; standard library only. Everything gives plain values that go into JSON.
 """
 
+import concurrent.futures
 import errno
 import fcntl
 import os
@@ -72,6 +73,31 @@ def exchange(host, port, data, wait=3.0, half_close=False):
         except (TimeoutError, ConnectionError):
             pass
     return back
+
+
+def first_line(host, port, data, wait=6.0):
+    """Sends bytes and gives the first line that comes back, or what happened instead."""
+    back = b""
+    try:
+        with socket.create_connection((host, port), 5) as connection:
+            connection.settimeout(wait)
+            connection.sendall(data)
+            while b"\n" not in back:
+                piece = connection.recv(4096)
+                if not piece:
+                    break
+                back += piece
+    except TimeoutError:
+        back = back or b"timeout"
+    except OSError as problem:
+        back = back or errno.errorcode.get(problem.errno, str(problem)).encode()
+    return back.split(b"\r\n")[0].decode("latin-1")
+
+
+def at_once(function, items, workers=16):
+    """Runs `function` on all items, many at a time; gives the results in order."""
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
 
 
 def checksum(data):

@@ -143,10 +143,15 @@ class Names:
             ).start()
 
     def _answer_udp(self, wire, info, source):
-        _, _, to = struct.unpack("=I4s4s", info[:12])
-        back = struct.pack("=I4s4s", 0, to, to)
-        for reply in self._handle(wire, False, socket.inet_ntoa(to), source):
-            self._udp.sendmsg([reply], [(socket.IPPROTO_IP, IP_PKTINFO, back)], 0, source)
+        server = socket.inet_ntoa(struct.unpack("=I4s4s", info[:12])[1])
+        for reply in self._handle(wire, False, server, source):
+            self.send_as(server, reply, source)
+
+    def send_as(self, server, wire, destination):
+        """Sends a datagram from port 53 of any address: for answers, and for forged ones."""
+        address = socket.inet_aton(server)
+        control = struct.pack("=I4s4s", 0, address, address)
+        self._udp.sendmsg([wire], [(socket.IPPROTO_IP, IP_PKTINFO, control)], 0, destination)
 
     def _serve_tcp(self):
         while True:

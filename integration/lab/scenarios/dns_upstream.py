@@ -102,11 +102,7 @@ def an_answer_from_another_address_is_ignored(lab):
 
     def spoof(query):
         lie = query.answer(("A", "93.184.66.66")).to_wire()
-        sender = lab.far.socket(kind=2)
-        sender.setsockopt(0, 15, 1)  # IP_FREEBIND
-        sender.bind(("9.9.9.10", 53))
-        sender.sendto(lie, query.source)
-        sender.close()
+        lab.internet.names.send_as("9.9.9.10", lie, query.source)
         return later(0.3, query.answer(("A", "93.184.216.60")))
 
     lab.internet.names.on("spoof.example.com", spoof)

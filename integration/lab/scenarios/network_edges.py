@@ -24,7 +24,8 @@ def a_published_port_stays_closed_to_the_outside_and_to_the_host(lab):
         check(other.connects(address, 9100, 1) != "connected", address)
     plain = lab.client(network="bridge", dns=UPSTREAM, proxy=False)
     for address, port in ((plain.gateway, 9100), (lab.host_ip, 9100), (client.ip, 9000), (GATEWAY, 9100)):
-        check(plain.connects(address, port, 1) != "connected", (address, port))
+        # docker-proxy itself may take the connection; what counts is that nothing of the container comes back.
+        check(plain.curl(f"http://{address}:{port}/", seconds=2).status == 0, (address, port))
     check(server.poll() is None)
 
 

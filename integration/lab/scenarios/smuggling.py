@@ -120,11 +120,11 @@ HARMLESS = {
 }
 
 SEND_ALL = '''
-result = {}
-for name, data in corpus.items():
-    try: back = exchange(GATEWAY, PROXY_PORT, bytes.fromhex(data), 0.7)
+def send(data):
+    try: back = exchange(GATEWAY, PROXY_PORT, bytes.fromhex(data), 1.5)
     except OSError as problem: back = repr(problem).encode()
-    result[name] = back[:3000].decode("latin-1")
+    return back[:3000].decode("latin-1")
+result = dict(zip(corpus, at_once(send, corpus.values())))
 '''
 
 

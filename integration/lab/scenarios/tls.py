@@ -127,15 +127,14 @@ opens = {"ssh": b"SSH-2.0-OpenSSH_9.2\\r\\n", "zeros": bytes(200), "smtp": b"EHL
          "alert": b"\\x15\\x03\\x01\\x00\\x02\\x02\\x28", "data": b"\\x17\\x03\\x03\\x00\\x20" + bytes(32),
          "junk-hello": b"\\x16\\x03\\x01\\x00\\x10" + b"\\x01\\x00\\x00\\x0c" + b"\\xff" * 12,
          "h2": b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\0\\0\\0\\4\\0\\0\\0\\0\\0", "socks": b"\\5\\1\\0"}
-result = {}
-for name, data in opens.items():
+def send(data):
     s, status = connect("github.com")
     try:
-        s.sendall(data); s.settimeout(8)
-        back = s.recv(4096)
-        result[name] = back.decode("latin-1")[:40]
-    except TimeoutError: result[name] = "open"
-    except OSError: result[name] = ""
+        s.sendall(data); s.settimeout(20)
+        return s.recv(4096).decode("latin-1")[:40]
+    except TimeoutError: return "open"
+    except OSError: return ""
+result = dict(zip(opens, at_once(send, opens.values())))
 ''', seconds=120)
     for name, back in seen.items():
         check(back == "" or back.startswith("HTTP/1.1 4") or ord(back[0]) == 0x15, (name, back))
