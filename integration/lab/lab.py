@@ -29,6 +29,17 @@ KERNEL_LINKS = ("sit0", "tunl0", "gre0", "gretap0", "erspan0", "ip6tnl0", "ip6gr
                 "ip6_vti0", "ifb", "teql0", "dummy0", "bond0")
 
 
+PREFIX = "outcall-lab."
+
+
+def remove_stale():
+    """Removes directories of runs that were killed; their processes died with them."""
+    for name in os.listdir(tempfile.gettempdir()):
+        owner = name[len(PREFIX):].partition(".")[0]
+        if name.startswith(PREFIX) and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
+
+
 class HostService:
     """A TCP service of the lab host (an sshd, say), on all its addresses, that notes who came."""
 
@@ -108,7 +119,8 @@ class Lab:
         self._say = say
         self._serial = itertools.count(1)
         self._undo = []
-        self.directory = tempfile.mkdtemp(prefix="outcall-lab.")
+        remove_stale()
+        self.directory = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}.")
         self.daemons = []
         self._scenario_dir = None
         self.far = self.space = self.engine = None

@@ -121,6 +121,10 @@ def main(arguments):
                 say(details)
             if verdict == "FAIL":
                 failures.append(scenario.name)
+    except KeyboardInterrupt:
+        say("lab: interrupted")
+        failures.append("(interrupted)")
+        counts["FAIL"] += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         lab.close()
