@@ -28,6 +28,25 @@ result = codes
 
 
 @scenario(deadline=90)
+def over_the_total_cap_is_503_and_the_rest_goes_on(lab):
+    daemon = lab.daemon(allow("example.com"), flags=["--proxy-max-connections", "30"])
+    holders = [lab.client() for _ in range(2)]
+    script = ("import socket, time\n"
+              "held = [socket.create_connection(('10.200.0.1', 8080)) for _ in range(20)]\n"
+              "open('/tmp/held', 'w').close(); time.sleep(60)\n")
+    processes = [holder.start("/usr/bin/python3", "-c", script) for holder in holders]
+    for holder in holders:
+        wait_for(lambda: holder.run("test", "-e", "/tmp/held").code == 0, "the connections", 10)
+    late = lab.client()
+    check(late.curl("http://example.com/", seconds=5).status == 503)
+    for holder, process in zip(holders, processes):
+        holder.remove()
+        process.wait()
+    wait_for(lambda: late.curl("http://example.com/", seconds=5).status == 200, "room again", 10)
+    check(daemon.process.poll() is None)
+
+
+@scenario(deadline=90)
 def idle_and_half_open_connections_do_not_stop_others(lab):
     daemon = lab.daemon(allow("example.com"))
     bad, good = lab.client(), lab.client()

@@ -1,5 +1,7 @@
 """Who is asking: rules by container, and containers that try to be another one."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from harness import *
 
 
@@ -34,7 +36,6 @@ def the_first_request_of_a_new_container_is_not_early(lab):
 @scenario(deadline=120)
 def twenty_containers_started_at_once_all_get_their_first_answer(lab):
     lab.daemon([rule("dns", 'dns.query == "example.com" && agent.name == "burst"')])
-    from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(20) as pool:
         clients = list(pool.map(lambda n: lab.client(name=f"burst-{n}", command=(
             "sh", "-c", "dig +short +tries=1 +time=5 @10.200.0.1 example.com")), range(20)))
@@ -42,6 +43,30 @@ def twenty_containers_started_at_once_all_get_their_first_answer(lab):
         wait_for(lambda: not client.details["State"]["Running"], client.name, 30)
         seen = lab.engine.docker("logs", client.name).text.strip()
         check(seen == "93.184.216.34", (client.name, seen))
+
+
+@scenario(deadline=120)
+def twenty_containers_that_send_from_their_first_instruction_reach_nothing(lab):
+    lab.daemon([rule("all", "true")])
+    near = lab.client()
+    script = ("import sys; sys.path.insert(0, '/lab/inside'); from net import *\n"
+              "for _ in range(30):\n"
+              " udp('5.7.1.1', 443, b'outcall-lab-secret', 0.01); tcp('5.7.1.1', 80, 0.02)\n"
+              f" tcp('{lab.host_ip}', 2200, 0.02); udp('{near.ip}', 9000, b'outcall-lab-secret', 0.01)\n")
+    service = lab.host_service(2200)
+    catcher = near.start("/usr/bin/python3", "-c",
+                         "import sys; sys.path.insert(0, '/lab/inside'); from net import *\n"
+                         "open('/tmp/ready','w').close()\n"
+                         "open('/tmp/seen','w').write(repr(sniff(12, b'outcall-lab-secret')))")
+    wait_for(lambda: near.run("test", "-e", "/tmp/ready").code == 0, "the sniffer", 5)
+    with ThreadPoolExecutor(20) as pool:
+        clients = list(pool.map(lambda n: lab.client(command=("/usr/bin/python3", "-c", script)), range(20)))
+    for client in clients:
+        wait_for(lambda: not client.details["State"]["Running"], client.name, 60)
+    catcher.wait(30)
+    lab.internet.nothing_for("5.7.1.1")
+    check(not lab.internet.packets.carrying(b"outcall-lab-secret") and not service.visits)
+    check(near.sh("cat /tmp/seen").text == "[]", near.sh("cat /tmp/seen").text[:500])
 
 
 @scenario()

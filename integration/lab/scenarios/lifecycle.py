@@ -141,6 +141,18 @@ def sigkill_leaves_everything_closed_and_a_start_recovers(lab):
     check(not service.visits)
 
 
+@scenario(deadline=90)
+def a_container_started_while_the_daemon_is_dead_is_closed_and_served_later(lab):
+    daemon = lab.daemon(allow("example.com"))
+    daemon.kill()
+    prober = Prober(lab, "5.10.12.1")
+    check(prober.client.connects("5.10.12.1", 80, 1) != "connected")
+    check(not serves(prober.client))
+    daemon.start()
+    wait_for(lambda: serves(prober.client), "service after the start", 10)
+    prober.nothing_left()
+
+
 @scenario(deadline=120)
 def docker_restart_while_the_daemon_is_dead_opens_nothing(lab):
     """After SIGKILL, and under keep: Docker restarts, makes bridges and containers anew, and nothing leaks."""

@@ -75,6 +75,8 @@ REFUSED = {
     "tab for a space": post(line=b"GET\thttp://example.com/front HTTP/1.1"),
     "space in target": post(line=b"GET http://example.com/a b HTTP/1.1"),
     "control in target": post(line=b"GET http://example.com/a\x01b HTTP/1.1"),
+    "h2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+    "tls to the proxy": b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00",
     "odd method": post(line=b"GE(T http://example.com/front HTTP/1.1"),
     "chunked in 1.0": post(b"Transfer-Encoding: chunked", line=b"POST http://example.com/front HTTP/1.0",
                            body=CHUNKS_THEN_SMUGGLED),
@@ -159,7 +161,8 @@ def ambiguous_framing_is_refused_with_400(lab):
     wrong = {}
     for name, back in send(client, REFUSED).items():
         chunk_in_flight = name.startswith("chunk ") and not back.startswith("HTTP/1.1 2")
-        if not back.startswith(("HTTP/1.1 4", "HTTP/1.1 505")) and not chunk_in_flight:
+        closed = name == "tls to the proxy" and not back
+        if not back.startswith(("HTTP/1.1 4", "HTTP/1.1 505")) and not chunk_in_flight and not closed:
             wrong[name] = back[:60]
     judge_origin(lab)
     check(not wrong, wrong)

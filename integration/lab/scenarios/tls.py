@@ -224,6 +224,80 @@ result = [status, finish(s, *rest, GET)]
     check(not handed_over(lab), lab.internet.connections("93.184.216.34"))
 
 
+# Editing a ClientHello: its extensions out and in again, with all lengths right (RFC 8446 4.1.2).
+EDIT = '''
+def extensions(record):
+    at = 9 + 2 + 32
+    at += 1 + record[at]
+    at += 2 + int.from_bytes(record[at:at + 2], "big")
+    at += 1 + record[at]
+    head, rest, found = record[9:at], record[at + 2:], []
+    while rest:
+        size = int.from_bytes(rest[2:4], "big")
+        found.append((int.from_bytes(rest[:2], "big"), rest[4:4 + size])); rest = rest[4 + size:]
+    return head, found
+
+def rebuild(head, found):
+    block = b"".join(k.to_bytes(2, "big") + len(v).to_bytes(2, "big") + v for k, v in found)
+    body = head + len(block).to_bytes(2, "big") + block
+    message = b"\\x01" + len(body).to_bytes(3, "big") + body
+    return b"\\x16\\x03\\x01" + len(message).to_bytes(2, "big") + message
+
+def sni(*names):
+    entries = b"".join(b"\\0" + len(n).to_bytes(2, "big") + n for n in names)
+    return 0, len(entries).to_bytes(2, "big") + entries
+
+def sent(record):
+    """Sends an edited hello through a tunnel to example.com; what the server answers with, if anything."""
+    s, status = connect("example.com")
+    try:
+        s.sendall(record)
+        back = s.recv(100)
+        return "server hello" if back[:1] == b"\\x16" else "closed" if not back else "alert"
+    except OSError: return "closed"
+'''
+
+
+@scenario()
+def odd_names_in_the_hello_are_not_taken_for_the_allowed_one(lab):
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    seen = client.py(TUNNEL + EDIT + '''
+head, found = extensions(hello("example.com")[0])
+plain = [e for e in found if e[0] != 0]
+names = {"allowed": [sni(b"example.com")], "other": [sni(b"denied.example.net")],
+         "nul": [sni(b"example.com\\0.denied.example.net")], "space": [sni(b"example.com ")],
+         "two names": [sni(b"example.com", b"denied.example.net")], "two names, other order": [sni(b"denied.example.net", b"example.com")],
+         "two extensions": [sni(b"example.com"), sni(b"denied.example.net")],
+         "two extensions, other order": [sni(b"denied.example.net"), sni(b"example.com")],
+         "empty": [sni(b"")], "empty list": [(0, b"\\0\\0")], "cut": [(0, b"\\0\\x20\\0\\0\\x0bexample.com")],
+         "long": [sni(b"a" * 300 + b".example.com")], "address": [sni(b"93.184.217.99")],
+         "high bytes": [sni(b"ex\\xc3\\xa4mple.com")], "suffix": [sni(b"example.com.evil.net")], "prefix": [sni(b"notexample.com")]}
+result = dict(zip(names, at_once(lambda e: sent(rebuild(head, e + plain)), names.values())))
+''', seconds=50)
+    check(seen.pop("allowed") == "server hello", seen)
+    check(all(outcome != "server hello" for outcome in seen.values()), seen)
+    check(len([c for c in lab.internet.connections("93.184.216.34") if c.get("hello")]) == 1,
+          [c.get("hello") for c in lab.internet.connections("93.184.216.34")])
+
+
+@scenario()
+def a_hello_that_hides_its_name_is_judged_by_the_outer_one(lab):
+    daemon = lab.daemon(allow("example.com"))
+    client = lab.client()
+    code = TUNNEL + EDIT + '''
+head, found = extensions(hello("example.com")[0])
+ech = (0xFE0D, b"\\0\\0\\1\\0\\1\\x07\\0\\x20" + bytes(32) + b"\\0\\x40" + bytes(64))
+other = [sni(b"denied.example.net")] + [e for e in found if e[0] != 0]
+result = [sent(rebuild(head, found + [ech])), sent(rebuild(head, other + [ech])), sent(rebuild(head, found))]
+'''
+    seen = client.py(code)
+    check(seen[0] == "server hello" and seen[1] != "server hello" and seen[2] == "server hello", seen)
+    daemon.reload([rule("no-ech", "tls.ech", "block", priority=1), *allow("example.com")])
+    seen = client.py(code)
+    check(seen[0] != "server hello" and seen[1] != "server hello" and seen[2] == "server hello", seen)
+
+
 @scenario(deadline=90)
 def a_tunnel_stays_open_in_both_directions(lab):
     lab.daemon(allow("example.com"))
