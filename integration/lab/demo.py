@@ -140,7 +140,8 @@ class Demo:
         say("".join("   " + line + "\n" for line in RULES.splitlines()))
         self.daemon = Daemon(self, self.directory, RULES, upstream=RESOLVER)
         say("   $ " + " ".join(word.replace(self.directory, "DIR") for word in self.daemon.command()))
-        self.undo.append(lambda: self.engine.docker("network", "rm", "outcall-default", check=False))
+        if not self.engine.network("outcall-default"):
+            self.undo.append(lambda: self.engine.docker("network", "rm", "outcall-default", check=False))
         self.undo.append(self.daemon.end)
         self.daemon.start()
         say(f"   ready (DIR is {self.directory})")
@@ -148,8 +149,7 @@ class Demo:
     def agent(self):
         """Starts the container that plays the agent."""
         title("Running a container on the network that outcalld made")
-        network = self.engine.network("outcall-default")
-        gateway = network["IPAM"]["Config"][0]["Gateway"]
+        gateway = self.engine.gateway("outcall-default")
         self.box = containers.Container(self.engine, AGENT, gateway)
         words = ["run", "-d", "--name", AGENT, "--network", "outcall-default", "--dns", gateway,
                  *containers.run_flags(self.far.authority.root, self.box.proxy), IMAGE, "sleep", "infinity"]

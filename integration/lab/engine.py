@@ -5,6 +5,7 @@ meets no other engine of the machine. Images are imported from tar streams: ther
 """
 
 import io
+import ipaddress
 import json
 import os
 import signal
@@ -87,6 +88,14 @@ class Engine:
         """docker network inspect, or None."""
         result = self.docker("network", "inspect", name, check=False)
         return json.loads(result.text)[0] if result.code == 0 else None
+
+    def gateway(self, network):
+        """The gateway of a network: as configured, else the first address of its subnet."""
+        found = self.network(network)
+        if not found:
+            raise AssertionError(f"Docker has no network {network}")
+        config = found["IPAM"]["Config"][0]
+        return config.get("Gateway") or str(ipaddress.ip_network(config["Subnet"])[1])
 
     def sweep(self):
         """Removes every container, every network made since, and every volume."""

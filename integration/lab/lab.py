@@ -4,7 +4,6 @@ Built once for a run. Each scenario gets the same `Lab` with a fresh directory; 
 ended and removed when it is over, and `sweep` raises if anything is left.
 """
 
-import ipaddress
 import itertools
 import json
 import os
@@ -182,11 +181,7 @@ class Lab:
 
     def gateway(self, network):
         """The gateway of a Docker network."""
-        found = self.engine.network(network)
-        if not found:
-            raise AssertionError(f"Docker has no network {network}")
-        config = found["IPAM"]["Config"][0]
-        return config.get("Gateway") or str(ipaddress.ip_network(config["Subnet"])[1])
+        return self.engine.gateway(network)
 
     def client(self, network=DEFAULT_NETWORK, name=None, proxy=True, dns="gateway", image=None,
                flags=(), command=("sleep", "infinity")):
