@@ -106,7 +106,7 @@ class Names:
         """One query's wire answers, in order."""
         try:
             message = dns.message.from_wire(wire, ignore_trailing=True)
-        except dns.exception.DNSException as problem:
+        except (dns.exception.DNSException, ValueError) as problem:
             self._log.add("dns", name="", type="malformed", tcp=tcp, server=server, raw=wire,
                           error=str(problem), source=source)
             return []
