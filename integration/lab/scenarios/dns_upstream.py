@@ -46,7 +46,7 @@ def an_upstreams_own_failure_and_nxdomain_are_passed_on(lab):
 @scenario()
 def a_truncated_answer_is_asked_again_over_tcp(lab):
     lab.daemon(allow("big.example.com"))
-    addresses = [f"93.184.{high}.{low}" for high in (1, 2) for low in range(1, 200)]
+    addresses = [f"93.184.{high}.{low}" for high in (1, 2) for low in range(1, 101)]
     lab.internet.names.set("big.example.com", *addresses)
     client = lab.client()
     seen = client.dig("big.example.com", "A", "+tcp")

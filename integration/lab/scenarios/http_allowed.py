@@ -233,6 +233,17 @@ with requests.Session() as session:
     codes = [session.get("http://example.com/s").status_code for _ in range(5)]
 result = [a.status_code, b.json()["body_size"], codes]
 ''') == [200, 100000, [200] * 5])
+    small = lab.client(image="lab/busybox", command=("/bin/sleep", "100000"))
+    done = small.run("/bin/wget", "-q", "-O", "-", "http://example.com/busybox",
+                     env={"http_proxy": small.proxy})
+    check(done.code == 0 and "/busybox" in done.text, done)
+
+
+@scenario()
+def nodes_fetch_with_a_proxy_agent(lab):
+    """Debian's undici tunnels http:// too, and puts the proxy's own address into the Host of its CONNECT."""
+    lab.daemon(allow("example.com"))
+    client = lab.client()
     done = client.run("node", "-", input='''
 const { ProxyAgent, request } = require("undici");
 (async () => {
@@ -245,10 +256,15 @@ const { ProxyAgent, request } = require("undici");
 })().catch((problem) => { console.error(problem); process.exit(1); });
 ''')
     check(done.code == 0 and done.text.split() == ["200", "/node"] * 2, done)
-    small = lab.client(image="lab/busybox", command=("/bin/sleep", "100000"))
-    done = small.run("/bin/wget", "-q", "-O", "-", "http://example.com/busybox",
-                     env={"http_proxy": small.proxy})
-    check(done.code == 0 and "/busybox" in done.text, done)
+
+
+@scenario()
+def connect_with_a_host_that_lacks_the_port(lab):
+    """Newer Node clients write `CONNECT example.com:443` with `Host: example.com`."""
+    lab.daemon(allow("example.com"))
+    client = lab.client()
+    back = client.raw(b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n")
+    check(back.startswith(b"HTTP/1.1 200"), back)
 
 
 @scenario()
