@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_refusal_names_its_rule() {
         let mut out = Vec::new();
-        let refused = Refused { rule: None, reason: "default" };
+        let refused = Refused::because("default");
         Answer::blocked(&refused, "example.com:80").write(&mut out, "GET", Version::Http11, true);
         assert_eq!(
             String::from_utf8(out).unwrap(),

@@ -76,8 +76,8 @@ pub(super) fn resolved(
 
 /// Answers a request whose name gave no address.
 pub(super) fn unresolved(session: &mut Session, core: &mut Core, request: &Request, status: u16, text: &str) -> Next {
-    let refused = Refused { rule: None, reason: "unresolved" };
-    report::refused(&core.links.events, &session.client, &request.facts, &refused, request.begun);
+    let refused = Refused::because("unresolved");
+    report::refused(core, &session.client, &request.facts, &refused, request.begun);
     failed(session, core, request, status, text)
 }
 
@@ -92,7 +92,7 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
         let address = SocketAddr::new(address.to_canonical(), request.facts.port);
         match request.facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
             Verdict::Allow { rule } if core.listeners.is_own(address, false) => {
-                refusal.get_or_insert(Refused { rule, reason: "own_address" });
+                refusal.get_or_insert(Refused { rule, reason: "own_address", address: Some(address.ip()) });
             }
             Verdict::Allow { rule } => vetted.push((address, rule)),
             Verdict::Block(refused) => {
@@ -105,7 +105,7 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     match (vetted.last(), refusal) {
         (Some((address, rule)), _) => {
             let at = (*address, request.begun);
-            report::allowed(&core.links.events, &session.client, &request.facts, rule.clone(), at);
+            report::allowed(core, &session.client, &request.facts, rule.clone(), at);
         }
         (None, Some(refused)) => return request::blocked(session, core, &request, &refused),
         (None, None) => return unresolved(session, core, &request, 502, "its name has no address"),
@@ -181,7 +181,7 @@ pub(super) fn step(session: &mut Session, core: &mut Core, mut dialling: Box<Dia
     let local = upstream.leg.local_address().is_ok_and(|own| own.ip() == address.ip());
     if core.listeners.is_own(address, local) {
         session.upstream = None;
-        let refused = Refused { rule: None, reason: "own_address" };
+        let refused = Refused { address: Some(address.ip()), ..Refused::because("own_address") };
         return request::blocked(session, core, &dialling.request, &refused);
     }
     if dialling.request.is_connect() {

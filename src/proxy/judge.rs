@@ -56,6 +56,15 @@ pub(super) struct Refused {
     pub(super) rule: Option<Arc<Rule>>,
     /// A code for events.
     pub(super) reason: &'static str,
+    /// The address, where it was judged by one.
+    pub(super) address: Option<IpAddr>,
+}
+
+impl Refused {
+    /// A refusal for `reason` that no rule and no address has to do with.
+    pub(super) fn because(reason: &'static str) -> Self {
+        Refused { rule: None, reason, address: None }
+    }
 }
 
 impl Facts {
@@ -107,50 +116,60 @@ impl Facts {
         Facts { host: host.clone(), host_text: host.to_text().into_boxed_str(), ..self.clone() }
     }
 
-    /// Judges with the address unknown, or known when the host is one.
+    /// Judges with the address unknown, or known when the host is one. Counts nothing: see [`Facts::count`].
     pub(super) fn judge_name(&self, rules: &RuleSet, peer: &Peer) -> Verdict {
         if let Host::Address(address) = self.host {
             return self.judge_address(rules, peer, address);
         }
-        self.with_context(peer, None, |context| {
-            let decision = rules.decide(context);
-            if decision.could_intercept.is_some() {
-                return block(decision.could_intercept, "intercept_unavailable");
-            }
-            if !decision.may_allow() {
-                return refused_by(decision.rule);
-            }
-            if !decision.wants_address
-                && let Some(reason) = decision.rule.as_deref().and_then(|rule| self.against_egress(rule))
-            {
-                return block(decision.rule, reason);
-            }
-            Verdict::Allow { rule: decision.rule.filter(|_| !decision.wants_address) }
-        })
+        let decision = self.with_context(peer, None, |context| rules.peek(context));
+        let refused = |rule, reason| Verdict::Block(Refused { rule, reason, address: None });
+        if decision.could_intercept.is_some() {
+            return refused(decision.could_intercept, "intercept_unavailable");
+        }
+        if !decision.may_allow() {
+            let reason = if decision.rule.is_some() { "rule" } else { "default" };
+            return refused(decision.rule, reason);
+        }
+        if decision.wants_address {
+            return Verdict::Allow { rule: None };
+        }
+        match decision.rule.as_deref().and_then(|rule| self.against_egress(rule)) {
+            Some(reason) => refused(decision.rule, reason),
+            None => Verdict::Allow { rule: decision.rule },
+        }
     }
 
-    /// Judges a connection to `address`.
+    /// Judges a connection to `address`. Counts nothing: see [`Facts::count`].
     pub(super) fn judge_address(&self, rules: &RuleSet, peer: &Peer, address: IpAddr) -> Verdict {
         let address = address.to_canonical();
-        self.with_context(peer, Some(&address.to_string()), |context| {
-            let decision = rules.decide(context);
-            if decision.could_intercept.is_some() {
-                return block(decision.could_intercept, "intercept_unavailable");
-            }
-            let rule = match (decision.action, decision.rule) {
-                (Action::Allow, Some(rule)) => rule,
-                (_, rule) => return refused_by(rule),
-            };
-            if let Some(reason) = self.against_egress(&rule) {
-                return block(Some(rule), reason);
-            }
-            let private_allowed = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
-            match special_purpose(address) {
-                Some(_) if address.is_unspecified() => block(Some(rule), "unspecified_address"),
-                Some(_) if !private_allowed => block(Some(rule), "private_address"),
-                _ => Verdict::Allow { rule: Some(rule) },
-            }
-        })
+        let text = address.to_string();
+        let decision = self.with_context(peer, Some(&text), |context| rules.peek(context));
+        let refused = |rule, reason| Verdict::Block(Refused { rule, reason, address: Some(address) });
+        if decision.could_intercept.is_some() {
+            return refused(decision.could_intercept, "intercept_unavailable");
+        }
+        let rule = match (decision.action, decision.rule) {
+            (Action::Allow, Some(rule)) => rule,
+            (_, Some(rule)) => return refused(Some(rule), "rule"),
+            (_, None) => return refused(None, "default"),
+        };
+        if let Some(reason) = self.against_egress(&rule) {
+            return refused(Some(rule), reason);
+        }
+        let private_allowed = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
+        match special_purpose(address) {
+            Some(_) if address.is_unspecified() => refused(Some(rule), "unspecified_address"),
+            Some(_) if !private_allowed => refused(Some(rule), "private_address"),
+            _ => Verdict::Allow { rule: Some(rule) },
+        }
+    }
+
+    /// Asks once more, so that the deciding rule counts and logs the match: once for each decision that took effect.
+    pub(super) fn count(&self, rules: &RuleSet, peer: &Peer, address: Option<IpAddr>) {
+        let text = address.map(|address| address.to_canonical().to_string());
+        self.with_context(peer, text.as_deref(), |context| {
+            let _ = rules.decide(context);
+        });
     }
 
     /// What in the rule's `egress:` forbids this through the proxy.
@@ -192,15 +211,6 @@ impl Facts {
             ..Context::default()
         })
     }
-}
-
-fn refused_by(rule: Option<Arc<Rule>>) -> Verdict {
-    let reason = if rule.is_some() { "rule" } else { "default" };
-    block(rule, reason)
-}
-
-fn block(rule: Option<Arc<Rule>>, reason: &'static str) -> Verdict {
-    Verdict::Block(Refused { rule, reason })
 }
 
 /// What a live connection was allowed as, kept to ask again when the rules change.

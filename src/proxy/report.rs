@@ -8,7 +8,7 @@ use crate::events::{Event, EventSink, Layer, Verdict};
 use crate::rule_engine::Rule;
 
 use super::judge::{Facts, Refused};
-use super::session::Client;
+use super::session::{Client, Core};
 
 /// An event of `client`, without more.
 pub(super) fn event(client: &Client, verdict: Verdict, reason: &'static str) -> Event {
@@ -35,22 +35,29 @@ fn since(begun: Instant) -> Option<u64> {
     u64::try_from(begun.elapsed().as_micros()).ok()
 }
 
-/// A request or tunnel was allowed to `address`; `begun` is when its head was complete.
+/// A request or tunnel was allowed to `address`; `begun` is when its head was complete. The rule counts it.
 pub(super) fn allowed(
-    sink: &EventSink,
+    core: &Core,
     client: &Client,
     facts: &Facts,
     rule: Option<Arc<Rule>>,
-    to: (SocketAddr, Instant),
+    (address, begun): (SocketAddr, Instant),
 ) {
+    facts.count(&core.snapshot.rules, &client.peer, Some(address.ip()));
     let event = of_facts(client, facts, Verdict::Allow, "rule");
-    sink.record(Event { rule, destination: Some(to.0), duration_us: since(to.1), ..event });
+    core.links.events.record(Event { rule, destination: Some(address), duration_us: since(begun), ..event });
 }
 
-/// A request or tunnel was refused.
-pub(super) fn refused(sink: &EventSink, client: &Client, facts: &Facts, refused: &Refused, begun: Instant) {
+/// A request or tunnel was refused. The rule counts it, if there is one.
+pub(super) fn refused(core: &mut Core, client: &Client, facts: &Facts, refused: &Refused, begun: Instant) {
+    core.blocked += 1;
+    if refused.rule.is_some() {
+        facts.count(&core.snapshot.rules, &client.peer, refused.address);
+    }
+    tracing::debug!(target: "proxy", host = %facts.host_text, port = facts.port, reason = refused.reason, "blocked");
+    let destination = refused.address.map(|address| SocketAddr::new(address, facts.port));
     let event = of_facts(client, facts, Verdict::Block, refused.reason);
-    sink.record(Event { rule: refused.rule.clone(), duration_us: since(begun), ..event });
+    core.links.events.record(Event { rule: refused.rule.clone(), destination, duration_us: since(begun), ..event });
 }
 
 /// A tunnel ended after so many bytes `(up, down)`.

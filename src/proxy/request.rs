@@ -126,7 +126,7 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
     let address = upstream.address;
     match request.facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
         Verdict::Allow { rule } => {
-            report::allowed(&core.links.events, &session.client, &request.facts, rule, (address, request.begun));
+            report::allowed(core, &session.client, &request.facts, rule, (address, request.begun));
             true
         }
         // The name may have another address that is allowed: it is resolved anew and judged in full.
@@ -136,10 +136,8 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
 
 /// Refuses by policy, with an event.
 pub(super) fn blocked(session: &mut Session, core: &mut Core, request: &Request, refused: &Refused) -> Next {
-    core.blocked += 1;
-    report::refused(&core.links.events, &session.client, &request.facts, refused, request.begun);
     let facts = &request.facts;
-    tracing::debug!(target: "proxy", host = %facts.host_text, port = facts.port, reason = refused.reason, "blocked");
+    report::refused(core, &session.client, facts, refused, request.begun);
     let what = format!("{} {}:{}", facts.method, facts.host_text, facts.port);
     closing::respond(session, core, &Answer::blocked(refused, &what), &request.head)
 }

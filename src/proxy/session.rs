@@ -244,8 +244,7 @@ impl Session {
         if (rules_changed || renamed)
             && let Some((refused, facts, begun)) = self.refused_now(core)
         {
-            core.blocked += 1;
-            report::refused(&core.links.events, &self.client, &facts, &refused, begun);
+            report::refused(core, &self.client, &facts, &refused, begun);
             return self.end_tunnel(core, "rules_changed");
         }
         Turn::Waiting

@@ -106,21 +106,18 @@ fn judge_hello(session: &mut Session, core: &mut Core, mut opened: Opened, hello
     if let Some(facts) = renamed {
         opened.standing.facts.push(facts);
     }
-    let rules = &core.snapshot.rules;
     let mut rule = None;
     for facts in &opened.standing.facts {
-        match facts.judge_address(rules, &session.client.peer, address.ip()) {
+        match facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
             Verdict::Allow { rule: allowing } => rule = allowing,
             Verdict::Block(refused) => {
-                core.blocked += 1;
-                report::refused(&core.links.events, &session.client, facts, &refused, opened.begun);
-                tracing::debug!(target: "proxy", host = %facts.host_text, reason = refused.reason, "server name refused");
+                report::refused(core, &session.client, facts, &refused, opened.begun);
                 return Next::End;
             }
         }
     }
     if let [_, named] = &opened.standing.facts[..] {
-        report::allowed(&core.links.events, &session.client, named, rule, (address, opened.begun));
+        report::allowed(core, &session.client, named, rule, (address, opened.begun));
     }
     opened.standing.facts.shrink_to_fit();
     session.client.leg.shrink();
@@ -130,11 +127,7 @@ fn judge_hello(session: &mut Session, core: &mut Core, mut opened: Opened, hello
 
 /// Closes a CONNECT that opens with something that is not served.
 pub(super) fn refuse(session: &mut Session, core: &mut Core, opened: &Opened, reason: &'static str) -> Next {
-    core.blocked += 1;
-    let refused = Refused { rule: None, reason };
-    let facts = &opened.standing.facts[0];
-    report::refused(&core.links.events, &session.client, facts, &refused, opened.begun);
-    tracing::debug!(target: "proxy", host = %facts.host_text, reason, "tunnel refused");
+    report::refused(core, &session.client, &opened.standing.facts[0], &Refused::because(reason), opened.begun);
     Next::End
 }
 
