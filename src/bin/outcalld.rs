@@ -1,8 +1,22 @@
-//! The host daemon.
+//! The host daemon: reads its flags and runs.
 
-fn main() {
-    // Before anything else: the child that vets rules must hold nothing of the daemon.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == outcall::rule_engine::GUARDED_ARGUMENT) {
-        outcall::rule_engine::guarded_child_main();
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use outcall::daemon::{self, Flags};
+use outcall::rule_engine;
+
+fn main() -> ExitCode {
+    // Before anything else: the child that tries rule sources must hold nothing.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == rule_engine::GUARDED_ARGUMENT) {
+        rule_engine::guarded_child_main();
+    }
+    let flags = Flags::parse();
+    if flags.check {
+        daemon::check(&flags)
+    } else if flags.lockdown {
+        daemon::lockdown(&flags)
+    } else {
+        daemon::run(&flags)
     }
 }

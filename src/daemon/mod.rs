@@ -2,17 +2,25 @@
 //!
 //! `run` reads top to bottom and is the only place that makes channels and starts threads.
 
+mod control_loop;
 mod flags;
+mod lock;
 mod logging;
 mod publisher;
 mod readiness;
+mod run;
+mod settings;
+mod signals;
 mod snapshot;
+mod started;
 mod subsystem;
+mod threads;
 
 pub mod control;
 
 pub use flags::{Flags, OnExit, Rate};
 pub use logging::TARGETS;
 pub use readiness::Readiness;
+pub use run::{check, lockdown, run};
 pub use snapshot::Snapshot;
 pub use subsystem::Subsystem;

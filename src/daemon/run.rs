@@ -1,0 +1,400 @@
+//! The start, top to bottom; then control; then the stop. The only place that makes channels and starts threads.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks};
+use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
+use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
+use crate::docker_manager::{DockerCommand, DockerConfig, DockerLinks, DockerManager, HostFiles};
+use crate::event_loop::{Address, Mailbox, mailbox};
+use crate::events::{DecisionLog, EventLog, EventSink, EventsCommand};
+use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks};
+use crate::proxy::{Proxy, ProxyCommand, ProxyLinks};
+use crate::rule_engine::{self, RuleEngine, RuleEngineCommand, RuleEngineConfig};
+
+use crate::state::{RealDisk, RequestKeeper, RequestKeeperConfig, RequestStore, RequestsCommand};
+use crate::unix_http;
+
+use super::control::ControlMessage;
+use super::control_loop::{Control, Ending};
+use super::lock::Lock;
+use super::publisher::{Publisher, Reader};
+use super::settings::{agent_config, bridge_config, load_options, proxy_config};
+use super::signals::Signals;
+use super::started::Started;
+use super::threads::spawn;
+use super::{Flags, OnExit, Readiness, Snapshot, Subsystem, logging};
+
+/// Messages that may wait for one subsystem; past it the sender is told, and control takes the reader for dead.
+const MAILBOX_CAPACITY: usize = 1024;
+/// How long a snapshot may wait for room in a reader's mailbox.
+const DELIVER_WITHIN: Duration = Duration::from_secs(5);
+
+/// A step of the start that failed: one line, with cause and remedy.
+struct StartFailure {
+    step: &'static str,
+    cause: String,
+}
+
+impl StartFailure {
+    fn new(step: &'static str, cause: impl std::fmt::Display) -> Self {
+        StartFailure { step, cause: cause.to_string() }
+    }
+}
+
+/// Runs the daemon until a signal or a failure ends it. Exit code 0: it was told to stop; 1: it could not start, or
+/// a part of it died.
+#[must_use]
+pub fn run(flags: &Flags) -> ExitCode {
+    logging::start();
+    let begun = Instant::now();
+    let mut started = Started::default();
+    match start(flags, &mut started) {
+        Ok(mut control) => {
+            tracing::info!(target: "outcalld", took_ms = millis(begun), "outcalld {} is up", env!("CARGO_PKG_VERSION"));
+            let ending = control.run();
+            finish(flags, started, ending)
+        }
+        Err(failure) => {
+            tracing::error!(target: "outcalld", "start failed at step {}: {}", failure.step, failure.cause);
+            started.stop(StopMode::Undo);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Puts the closed base table in place and returns.
+#[must_use]
+pub fn lockdown(flags: &Flags) -> ExitCode {
+    logging::start();
+    match bridge::lockdown(&bridge_config(flags)) {
+        Ok(()) => {
+            tracing::info!(target: "outcalld", "the closed base table is in place");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(target: "outcalld", "lockdown failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Loads and checks the rules as a start would; touches nothing.
+#[must_use]
+pub fn check(flags: &Flags) -> ExitCode {
+    let (report, good) = rule_engine::check_report(&flags.rules_dir, &load_options(flags));
+    print!("{report}");
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> {
+    const START: &str = "start";
+    let signals = Signals::block().map_err(|error| StartFailure::new(START, error))?;
+    started.lock = Some(Lock::take().map_err(|error| StartFailure::new(START, error))?);
+    let taken = unix_http::another_answers(&flags.socket).map_err(|error| StartFailure::new(START, error))?;
+    if taken {
+        let socket = flags.socket.display();
+        return Err(StartFailure::new(
+            START,
+            format!("another outcalld answers at {socket} and was left alone; stop it first"),
+        ));
+    }
+    let upstreams = flags.upstreams().map_err(|error| StartFailure::new("dns", error))?;
+    warn_of_what_does_nothing_yet(flags);
+
+    let (control_poll, control, control_mailbox) = loop_parts::<ControlMessage>()?;
+    let (bridge_poll, to_bridge, bridge_mailbox) = loop_parts::<BridgeCommand>()?;
+    let (rules_poll, to_rules, rules_mailbox) = loop_parts::<RuleEngineCommand>()?;
+    let (docker_poll, to_docker, docker_mailbox) = loop_parts::<DockerCommand>()?;
+    let (dns_poll, to_dns, dns_mailbox) = loop_parts::<DnsCommand>()?;
+    let (proxy_poll, to_proxy, proxy_mailbox) = loop_parts::<ProxyCommand>()?;
+    let (requests_poll, to_requests, requests_mailbox) = loop_parts::<RequestsCommand>()?;
+    let (agent_poll, to_agents, agent_mailbox) = loop_parts::<AgentApiCommand>()?;
+    let (host_poll, to_host, host_mailbox) = loop_parts::<HostApiCommand>()?;
+    let readiness = Readiness::default();
+    let events = start_events(flags, started, &control)?;
+
+    step("bridge", &readiness, || {
+        let bridge = Bridge::start(
+            bridge_config(flags),
+            control.clone(),
+            events.clone(),
+            readiness.clone(),
+            bridge_poll,
+            bridge_mailbox,
+        )?;
+        started.bridge = Some(to_bridge.clone());
+        run_thread(started, Subsystem::Bridge, &control, move || bridge.run(), || ())
+    })?;
+
+    let rules = step("rules", &readiness, || {
+        let options = load_options(flags);
+        // Half-done approvals are taken back before their files could be loaded.
+        let (store, said) = RequestStore::open(Box::new(RealDisk), &flags.state_dir, &flags.rules_dir, unix_seconds());
+        said.iter().for_each(|line| tracing::warn!(target: "agent_api", "{line}"));
+        let loaded = rule_engine::load(&flags.rules_dir, &options, None)?;
+        loaded.warnings.iter().for_each(|warning| tracing::warn!(target: "rule_engine", "{warning}"));
+        tracing::info!(target: "rule_engine", files = loaded.files, rules = loaded.set.rules().len(), "rules loaded");
+        let keeper = RequestKeeperConfig { store, options: options.clone(), rule_engine: to_rules.clone() };
+        let config = RuleEngineConfig { directory: flags.rules_dir.clone(), options, current: Arc::clone(&loaded.set) };
+        let engine = RuleEngine::new(config, control.clone(), rules_poll, rules_mailbox);
+        let address = to_rules.clone();
+        run_thread(
+            started,
+            Subsystem::RuleEngine,
+            &control,
+            move || engine.run(),
+            tell(address, || RuleEngineCommand::Stop),
+        )?;
+        let keeper = RequestKeeper::new(keeper, requests_poll, requests_mailbox);
+        let stop = tell(to_requests.clone(), || RequestsCommand::Stop);
+        run_thread(started, Subsystem::RuleRequests, &control, move || keeper.run(), stop)?;
+        Ok(loaded.set)
+    })?;
+
+    let docker = step("network", &readiness, || {
+        let config = DockerConfig {
+            socket: flags.docker_socket.clone(),
+            bridge: flags.bridge.clone(),
+            subnet_block: flags.subnet_block,
+            files: HostFiles::default(),
+        };
+        let links = DockerLinks {
+            control: control.clone(),
+            bridge: to_bridge.clone(),
+            events: events.clone(),
+            readiness: readiness.clone(),
+            own: to_docker.clone(),
+        };
+        Ok(DockerManager::start(config, links, docker_poll, docker_mailbox)?)
+    })?;
+
+    let first = Arc::new(Snapshot { generation: 1, rules, directory: docker.directory() });
+    let mut publisher = Publisher::new((*first).clone());
+    let reached = to_bridge.send_within(BridgeCommand::Snapshot(Arc::clone(&first)), DELIVER_WITHIN).is_ok();
+    if !reached {
+        return Err(StartFailure::new("network", "the bridge thread does not take the first snapshot"));
+    }
+
+    step("dns", &readiness, || {
+        let config = DnsConfig {
+            listen: flags.dns_listen,
+            port: flags.dns_port,
+            upstreams,
+            extra_peers: flags.extra_peers.clone(),
+        };
+        let links = DnsLinks {
+            control: control.clone(),
+            docker: to_docker.clone(),
+            bridge: to_bridge.clone(),
+            own: to_dns.clone(),
+            events: events.clone(),
+            readiness: readiness.clone(),
+        };
+        let server = DnsServer::start(config, links, dns_poll, dns_mailbox, Arc::clone(&first))?;
+        publisher.add(reader(Subsystem::Dns, to_dns.clone(), DnsCommand::Snapshot));
+        run_thread(started, Subsystem::Dns, &control, move || server.run(), tell(to_dns.clone(), || DnsCommand::Stop))
+    })?;
+
+    if !flags.no_proxy {
+        step("proxy", &readiness, || {
+            let links = ProxyLinks {
+                control: control.clone(),
+                docker: to_docker.clone(),
+                dns: to_dns.clone(),
+                events: events.clone(),
+                readiness: readiness.clone(),
+                own: to_proxy.clone(),
+            };
+            let proxy = Proxy::start(proxy_config(flags), links, proxy_poll, proxy_mailbox, Arc::clone(&first))?;
+            publisher.add(reader(Subsystem::Proxy, to_proxy.clone(), ProxyCommand::Snapshot));
+            run_thread(
+                started,
+                Subsystem::Proxy,
+                &control,
+                move || proxy.run(),
+                tell(to_proxy.clone(), || ProxyCommand::Stop),
+            )
+        })?;
+    }
+
+    step("docker_manager", &readiness, || {
+        run_thread(
+            started,
+            Subsystem::DockerManager,
+            &control,
+            move || docker.run(),
+            tell(to_docker.clone(), || DockerCommand::Stop),
+        )
+    })?;
+
+    step("host_api", &readiness, || {
+        let config = HostApiConfig { socket: flags.socket.clone(), subnet_block: flags.subnet_block.to_string() };
+        let links = HostApiLinks {
+            control: control.clone(),
+            bridge: to_bridge.clone(),
+            docker: to_docker.clone(),
+            dns: to_dns.clone(),
+            proxy: (!flags.no_proxy).then(|| to_proxy.clone()),
+            rule_engine: to_rules.clone(),
+            requests: to_requests.clone(),
+            agent_api: to_agents.clone(),
+            readiness: readiness.clone(),
+            own: to_host.clone(),
+        };
+        let api = HostApi::start(config, links, host_poll, host_mailbox, Arc::clone(&first))?;
+        publisher.add(reader(Subsystem::HostApi, to_host.clone(), HostApiCommand::Snapshot));
+        run_thread(
+            started,
+            Subsystem::HostApi,
+            &control,
+            move || api.run().map_err(|error| error.to_string()),
+            tell(to_host.clone(), || HostApiCommand::Stop),
+        )
+    })?;
+
+    step("agent_api", &readiness, || {
+        let links = AgentApiLinks {
+            control: control.clone(),
+            docker: to_docker.clone(),
+            requests: to_requests.clone(),
+            events: events.clone(),
+            readiness: readiness.clone(),
+            own: to_agents.clone(),
+        };
+        let api = AgentApi::start(agent_config(flags), links, agent_poll, agent_mailbox, Arc::clone(&first))?;
+        publisher.add(reader(Subsystem::AgentApi, to_agents.clone(), AgentApiCommand::Snapshot));
+        run_thread(
+            started,
+            Subsystem::AgentApi,
+            &control,
+            move || api.run(),
+            tell(to_agents.clone(), || AgentApiCommand::Stop),
+        )
+    })?;
+
+    publisher.add(reader(Subsystem::Bridge, to_bridge, BridgeCommand::Snapshot));
+    Control::new(control_poll, control_mailbox, signals, publisher, to_rules)
+        .map_err(|error| StartFailure::new(START, error))
+}
+
+/// Runs one step of the start, logs its duration and tells `/ready`.
+fn step<T>(
+    name: &'static str,
+    readiness: &Readiness,
+    work: impl FnOnce() -> Result<T, Box<dyn std::error::Error>>,
+) -> Result<T, StartFailure> {
+    let begun = Instant::now();
+    let done = work().map_err(|error| StartFailure::new(name, chain(error.as_ref())))?;
+    tracing::info!(target: "outcalld", step = name, took_ms = millis(begun), "started");
+    readiness.set(name, Ok(()));
+    Ok(done)
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn run_thread(
+    started: &mut Started,
+    subsystem: Subsystem,
+    control: &Address<ControlMessage>,
+    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+    stop: impl Fn() + Send + 'static,
+) -> Result<(), Box<dyn std::error::Error>> {
+    started.running.push(spawn(subsystem, control.clone(), work, stop)?);
+    Ok(())
+}
+
+fn start_events(
+    flags: &Flags,
+    started: &mut Started,
+    control: &Address<ControlMessage>,
+) -> Result<EventSink, StartFailure> {
+    let log = DecisionLog::new(&flags.state_dir, flags.decision_log_bytes, flags.decision_log_files);
+    let (log, sink, commands) = EventLog::new(log);
+    let stop = move || {
+        // A thread that is gone needs no telling.
+        let _ = commands.send_timeout(EventsCommand::Stop, Duration::from_secs(1));
+    };
+    let running = spawn(Subsystem::Events, control.clone(), move || log.run(), stop)
+        .map_err(|error| StartFailure::new("start", error))?;
+    started.events = Some(running);
+    Ok(sink)
+}
+
+fn loop_parts<T>() -> Result<(mio::Poll, Address<T>, Mailbox<T>), StartFailure> {
+    let failed = |error| StartFailure::new("start", format!("cannot make an event loop: {error}"));
+    let poll = mio::Poll::new().map_err(failed)?;
+    let (address, mailbox) = mailbox(&poll, MAILBOX_CAPACITY).map_err(failed)?;
+    Ok((poll, address, mailbox))
+}
+
+fn reader<T: Send + 'static>(subsystem: Subsystem, address: Address<T>, message: fn(Arc<Snapshot>) -> T) -> Reader {
+    Reader {
+        subsystem,
+        deliver: Box::new(move |snapshot| address.send_within(message(snapshot), DELIVER_WITHIN).is_ok()),
+    }
+}
+
+fn tell<T: Send + 'static>(address: Address<T>, message: fn() -> T) -> impl Fn() + Send + 'static {
+    move || {
+        // A thread that is gone, or that takes nothing for a second, is left to the deadline of the stop.
+        let _ = address.send_within(message(), Duration::from_secs(1));
+    }
+}
+
+fn finish(flags: &Flags, started: Started, ending: Ending) -> ExitCode {
+    match ending {
+        Ending::Told => {
+            let begun = Instant::now();
+            let mode = match flags.on_exit {
+                OnExit::Teardown => StopMode::Teardown,
+                OnExit::Keep => StopMode::Keep,
+            };
+            let clean = started.stop(mode);
+            tracing::info!(target: "outcalld", took_ms = millis(begun), "stopped");
+            if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Ending::Died(why) => {
+            tracing::error!(target: "outcalld", "{why}; closing the table and ending, so that nothing half works");
+            if let Err(error) = bridge::lockdown(&bridge_config(flags)) {
+                tracing::error!(target: "outcalld", "the closed base table could not be put back: {error}");
+            }
+            // The other threads may be stuck on the one that died: the process ends without waiting for them.
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn warn_of_what_does_nothing_yet(flags: &Flags) {
+    if flags.ca_cert.is_some() || flags.ca_key.is_some() {
+        tracing::warn!(target: "outcalld", "--ca-cert and --ca-key have no effect: this build has no interception, \
+            and rules with `mode: intercept` do not load");
+    }
+    if flags.metrics_addr.is_some() {
+        tracing::warn!(target: "outcalld", "--metrics-addr has no effect: this build has no metrics listener");
+    }
+}
+
+fn unix_seconds() -> u64 {
+    // A clock before 1970 only names files oddly.
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
