@@ -89,6 +89,10 @@ impl RequestHead {
         let Some(end) = section_end(text, true)? else {
             return Ok(None);
         };
+        // Method, target and version, with one space between each two: nobody reads that otherwise.
+        if text.iter().take_while(|byte| **byte != b'\r').filter(|byte| **byte == b' ').count() != 2 {
+            return Err(Refusal::StartLine);
+        }
         let mut fields = [httparse::EMPTY_HEADER; REQUEST_FIELDS_MAX];
         let mut request = httparse::Request::new(&mut fields);
         let complete = request.parse(&text[..end]).map_err(refusal_of)?;

@@ -261,7 +261,9 @@ impl Exchange {
             BodyFraming::Chunked if version == Version::Http10 => BodyFraming::UntilClose,
             framing => framing,
         };
-        self.client_stays &= to_client != BodyFraming::UntilClose && !matches!(self.upload, Upload::Broken);
+        // A server that answers before it has the body may never take the rest: what the client then still sends
+        // has no reader, so the connection ends with the response.
+        self.client_stays &= to_client != BodyFraming::UntilClose && matches!(self.upload, Upload::Done);
         let connection = match (self.client_stays, version) {
             (false, _) => Some("close"),
             (true, Version::Http10) => Some("keep-alive"),

@@ -280,6 +280,8 @@ impl Session {
     pub(super) fn is_idle(&self, since: Instant) -> bool {
         match &self.state {
             State::Held | State::Head { begun: false } | State::Failed => self.client.leg.pending() == 0,
+            // The answer is with the kernel; only the client's own end is waited for.
+            State::Closing(_) => self.client.leg.pending() == 0,
             State::Tunnel(tunnel) => tunnel.last < since,
             _ => false,
         }
