@@ -369,7 +369,7 @@ impl Wire {
                 return String::from_utf8(head).unwrap();
             }
             if self.more() == 0 {
-                assert!(self.buffer.is_empty(), "half a head: {:?}", String::from_utf8_lossy(&self.buffer));
+                assert!(self.buffer.is_empty(), "half a head of {} bytes", self.buffer.len());
                 return String::new();
             }
         }
@@ -377,14 +377,14 @@ impl Wire {
 
     pub fn exactly(&mut self, length: usize) -> Vec<u8> {
         while self.buffer.len() < length {
-            assert!(self.more() > 0, "the stream ended after {:?}", String::from_utf8_lossy(&self.buffer));
+            assert!(self.more() > 0, "the stream ended after {} of {length} bytes", self.buffer.len());
         }
         self.buffer.drain(..length).collect()
     }
 
-    /// Bytes read beyond what was asked for.
-    pub fn buffered(&self) -> usize {
-        self.buffer.len()
+    /// Bytes read beyond what was asked for; they are taken.
+    pub fn take_buffered(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.buffer)
     }
 
     pub fn line(&mut self) -> String {
