@@ -7,8 +7,11 @@ use outcall::http1::{
 };
 use proptest::prelude::*;
 
-/// Body, trailers and how much of `input` is left, fed in pieces as long as `steps` says, over and over.
-fn decode(input: &[u8], steps: &[usize]) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, ChunkError> {
+/// A body, its trailers, and how much was left behind it.
+type Decoded = (Vec<u8>, Vec<u8>, usize);
+
+/// What `input` holds, if it is complete, fed in pieces as long as `steps` says, over and over.
+fn decode(input: &[u8], steps: &[usize]) -> Result<Option<Decoded>, ChunkError> {
     let mut decoder = ChunkDecoder::default();
     let mut body = Vec::new();
     let (mut done, mut visible, mut step) = (0, 0, 0);
@@ -80,8 +83,6 @@ proptest! {
         let (body, trailers, left) = decode(&wire, &steps).unwrap().unwrap();
         prop_assert_eq!(body, pieces.concat());
         prop_assert_eq!(trailers, b"X-Sum: 1\r\n");
-        // What is seen in the last step is counted as left only from where the body ends.
-        prop_assert!(left >= behind.len());
         prop_assert_eq!(left, behind.len());
     }
 

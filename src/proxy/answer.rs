@@ -103,7 +103,7 @@ mod tests {
         Answer::blocked(&refused, "example.com:80").write(&mut out, "GET", Version::Http11, true);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nX-Outcall-Block-Reason: default\r\nContent-Length: 57\r\n\r\n\
+            "HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nX-Outcall-Block-Reason: default\r\nContent-Length: 54\r\n\r\n\
              Blocked by outcall: example.com:80: no rule allows it\n"
         );
     }

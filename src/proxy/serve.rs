@@ -33,6 +33,9 @@ const ACCEPTS_MAX: usize = 64;
 /// How long accepting pauses when the kernel has no descriptor or memory for a connection: it would spin otherwise.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How soon an acknowledgement that control had no room for is sent again.
+const ACKNOWLEDGE_RETRY: Duration = Duration::from_millis(10);
+
 /// How often a stop looks for sessions that have become idle.
 const STOP_TICK: Duration = Duration::from_millis(50);
 
@@ -56,6 +59,10 @@ pub struct Proxy {
     unfinished: VecDeque<SessionId>,
     accept_after: Option<Instant>,
     stop_by: Option<Instant>,
+    /// A generation that control has not taken the acknowledgement of: a reload waits for it.
+    unacknowledged: Option<u64>,
+    /// The warning in force that no container reaches the address given.
+    unreachable: Option<String>,
 }
 
 impl Proxy {
@@ -91,7 +98,8 @@ impl Proxy {
             stopping: false,
         };
         core.links.readiness.set("proxy", Ok(()));
-        Ok(Proxy {
+        let unacknowledged = Some(core.snapshot.generation);
+        let mut proxy = Proxy {
             poll,
             mailbox,
             core,
@@ -102,7 +110,11 @@ impl Proxy {
             unfinished: VecDeque::new(),
             accept_after: None,
             stop_by: None,
-        })
+            unacknowledged,
+            unreachable: None,
+        };
+        proxy.report_reachability();
+        Ok(proxy)
     }
 
     /// The addresses listened on.
@@ -117,8 +129,8 @@ impl Proxy {
     /// When the kernel's poll fails.
     pub fn run(mut self) -> Result<(), String> {
         let mut events = Events::with_capacity(EVENTS_MAX);
-        self.acknowledge();
         loop {
+            self.acknowledge();
             match self.poll.poll(&mut events, self.timeout()) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -150,7 +162,8 @@ impl Proxy {
             return Some(Duration::ZERO);
         }
         let tick = self.stop_by.map(|stop_by| stop_by.min(now + STOP_TICK));
-        let next = [self.deadlines.next(), self.accept_after, tick].into_iter().flatten().min();
+        let retry = self.unacknowledged.map(|_| now + ACKNOWLEDGE_RETRY);
+        let next = [self.deadlines.next(), self.accept_after, tick, retry].into_iter().flatten().min();
         // epoll counts in milliseconds; one more, so that it is over when it says so.
         next.map(|next| next.saturating_duration_since(now) + Duration::from_millis(1))
     }
@@ -312,7 +325,8 @@ impl Proxy {
                 self.with(id, |session, core| session.review(core, rules_changed));
             }
         }
-        self.acknowledge();
+        self.unacknowledged = Some(self.core.snapshot.generation);
+        self.report_reachability();
     }
 
     fn update_listeners(&mut self) {
@@ -355,12 +369,34 @@ impl Proxy {
         });
     }
 
-    fn acknowledge(&self) {
-        let generation = self.core.snapshot.generation;
+    fn acknowledge(&mut self) {
+        let Some(generation) = self.unacknowledged else { return };
         let message = ControlMessage::Acknowledged { subsystem: Subsystem::Proxy, generation };
-        if self.core.links.control.send(message).is_err() {
-            tracing::warn!(target: "proxy", generation, "control did not take the acknowledgement");
+        if self.core.links.control.send(message).is_ok() {
+            self.unacknowledged = None;
         }
+    }
+
+    /// Says it once when the address given is none that containers reach.
+    fn report_reachability(&mut self) {
+        let (listen, networks) = (self.core.config.listen, &self.core.snapshot.directory.networks);
+        let reached =
+            listen.ip().is_unspecified() || networks.iter().any(|network| IpAddr::V4(network.gateway) == listen.ip());
+        let warning = (!reached).then(|| {
+            format!(
+                "--proxy-addr {listen} is the gateway of no managed network: no container reaches the proxy there; \
+                 0.0.0.0:{} serves every managed gateway",
+                listen.port()
+            )
+        });
+        if warning == self.unreachable {
+            return;
+        }
+        if let Some(warning) = &warning {
+            tracing::warn!(target: "proxy", "{warning}");
+        }
+        self.core.links.readiness.warn("proxy-addr", warning.clone());
+        self.unreachable = warning;
     }
 
     fn status(&self) -> api::ProxyStatus {
