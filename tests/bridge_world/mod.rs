@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{MsgFlags, SockaddrIn};
-use outcall::bridge::{Bridge, BridgeCommand, BridgeConfig, Grant, StopMode};
+use outcall::bridge::{Bridge, BridgeCommand, BridgeConfig, Closer, Grant, StopMode};
 use outcall::daemon::control::ControlMessage;
 use outcall::daemon::{Readiness, Snapshot};
 use outcall::docker_manager::{Directory, Endpoint, ManagedNetwork};
@@ -219,6 +219,7 @@ pub struct Daemon {
     pub events: crossbeam_channel::Receiver<Event>,
     pub thread: Option<std::thread::JoinHandle<Result<(), String>>>,
     pub generation: u64,
+    pub closer: Closer,
     pub rules: Arc<RuleSet>,
     _control_poll: mio::Poll,
 }
@@ -241,6 +242,7 @@ impl Daemon {
         let sink = EventSink::new(sender);
         let bridge = Bridge::start(config, control_address, sink, Readiness::default(), poll, inbox)
             .unwrap_or_else(|error| panic!("{error}"));
+        let closer = bridge.closer();
         let thread = std::thread::spawn(|| bridge.run());
         Daemon {
             commands,
@@ -248,6 +250,7 @@ impl Daemon {
             events,
             thread: Some(thread),
             generation: 0,
+            closer,
             rules: Arc::new(RuleSet::block_all()),
             _control_poll: control_poll,
         }
