@@ -1,6 +1,6 @@
 //! The manager's thread: a mio loop over its mailbox that asks Docker one short question at a time.
 //!
-//! Owns: when Docker is asked, what is published, the answers to the operator's commands. Between any two questions
+//! Owns: when Docker is asked, and what is published. Between any two questions
 //! the mailbox is drained, so that a ping is answered within one read's timeout. Changes of networks take seconds and
 //! run on a thread of their own; so do disconnections, which wait for a container's start to end.
 //! Does not own: how Docker is asked (`engine`), what follows from the answers (`view`, `warnings`).
@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, DockerError};
+use super::commands::{Job, Query};
 use super::engine::{self, READ_TIMEOUT};
-use super::network_ops::{NetworkOps, failure, find};
+use super::network_ops::NetworkOps;
 use super::resolver_guard::HostResolver;
 use super::start::{DockerConfig, DockerLinks};
 use super::stream::{Change, Stream};
@@ -35,10 +36,8 @@ const PUBLISH_RETRY: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two attempts to make the default network again.
 const DEFAULT_RETRY: Duration = Duration::from_secs(10);
-/// Commands of the operator that wait; past it they are refused (503).
-const COMMANDS_CAP: usize = 64;
 /// How long a change under way may take to end at the stop.
-const STOP_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the helper threads say.
 pub(super) enum Noticed {
@@ -61,18 +60,6 @@ pub(super) enum Noticed {
     },
 }
 
-/// A change of networks.
-enum Job {
-    Create(api::NetworkCreate, Reply<Result<api::NetworkCreated, DockerFailure>>),
-    Destroy(api::NetworkSelect, Reply<Result<api::NetworkDestroyed, DockerFailure>>),
-}
-
-/// A question of the operator.
-enum Query {
-    Network(api::NetworkSelect, Reply<Result<api::NetworkStatus, DockerFailure>>),
-    Networks(Reply<Result<Vec<api::NetworkStatus>, DockerFailure>>),
-}
-
 /// The manager. Made by [`DockerManager::start`].
 pub struct DockerManager {
     pub(super) config: DockerConfig,
@@ -83,9 +70,9 @@ pub struct DockerManager {
     poll: mio::Poll,
     mailbox: Mailbox<DockerCommand>,
     tasks: Tasks,
-    jobs: VecDeque<Job>,
-    job_running: bool,
-    queries: VecDeque<Query>,
+    pub(super) jobs: VecDeque<Job>,
+    pub(super) job_running: bool,
+    pub(super) queries: VecDeque<Query>,
     /// Answers that wait until the directory they speak of is published.
     answers: Vec<Box<dyn FnOnce() + Send>>,
     /// Since when something waits to be published.
@@ -212,7 +199,7 @@ impl DockerManager {
     }
 
     /// Takes everything that waits in the mailbox. Asks nothing.
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         while let Some(command) = self.mailbox.take() {
             match command {
                 DockerCommand::Ping(reply) => reply.send(()),
@@ -224,28 +211,6 @@ impl DockerManager {
                 DockerCommand::Networks(reply) => self.ask(Query::Networks(reply)),
                 DockerCommand::Noticed(Notice(noticed)) => self.noticed(noticed),
             }
-        }
-    }
-
-    fn enqueue(&mut self, job: Job) {
-        if self.jobs.len() < COMMANDS_CAP {
-            self.jobs.push_back(job);
-            return;
-        }
-        match job {
-            Job::Create(_, reply) => reply.send(Err(busy())),
-            Job::Destroy(_, reply) => reply.send(Err(busy())),
-        }
-    }
-
-    fn ask(&mut self, query: Query) {
-        if self.queries.len() < COMMANDS_CAP {
-            self.queries.push_back(query);
-            return;
-        }
-        match query {
-            Query::Network(_, reply) => reply.send(Err(busy())),
-            Query::Networks(reply) => reply.send(Err(busy())),
         }
     }
 
@@ -342,11 +307,11 @@ impl DockerManager {
             self.perform(task);
             return Ok(true);
         }
-        if !self.job_running {
-            if let Some(job) = self.jobs.pop_front() {
-                self.begin(job);
-                return Ok(true);
-            }
+        if !self.job_running
+            && let Some(job) = self.jobs.pop_front()
+        {
+            self.begin(job);
+            return Ok(true);
         }
         if let Some(query) = self.queries.pop_front() {
             self.answer(query);
@@ -578,96 +543,4 @@ impl DockerManager {
             tracing::error!(target: "network", bridge, "the bridge thread takes no command");
         }
     }
-
-    /// Starts a change of networks on a thread of its own; one at a time.
-    fn begin(&mut self, job: Job) {
-        let (ops, own) = (self.ops.clone(), self.links.own.clone());
-        let spawned = std::thread::Builder::new().name("docker_network".to_owned()).spawn(move || {
-            let (default_wanted, answer): (Option<bool>, Box<dyn FnOnce() + Send>) = match job {
-                Job::Create(request, reply) => {
-                    let made = ops.create(&request);
-                    let wanted = made.as_ref().is_ok_and(|made| made.name == DEFAULT_NETWORK).then_some(true);
-                    (wanted, Box::new(move || reply.send(made)))
-                }
-                Job::Destroy(select, reply) => {
-                    let gone = ops.destroy(&select);
-                    // The operator does not want it: it is not made again by itself.
-                    let unwanted = gone.as_ref().is_ok_and(|gone| gone.name == DEFAULT_NETWORK).then_some(false);
-                    (unwanted, Box::new(move || reply.send(gone)))
-                }
-            };
-            let noticed = Noticed::Changed { default_wanted, answer };
-            // A manager that is gone drops the reply, which its asker sees.
-            let _ = own.send_within(DockerCommand::Noticed(Notice(noticed)), STOP_LIMIT);
-        });
-        match spawned {
-            Ok(_) => self.job_running = true,
-            // The closure is dropped, and with it the reply: its asker sees a closed channel.
-            Err(error) => tracing::error!(target: "docker_manager", %error, "cannot start the thread docker_network"),
-        }
-    }
-
-    fn answer(&mut self, query: Query) {
-        match query {
-            Query::Network(select, reply) => {
-                let status = self.status(&select);
-                reply.send(status);
-            }
-            Query::Networks(reply) => {
-                let statuses = self.statuses();
-                reply.send(statuses);
-            }
-        }
-    }
-
-    fn status(&mut self, select: &api::NetworkSelect) -> Result<api::NetworkStatus, DockerFailure> {
-        let name = network::network_name(select.name.as_deref()).map_err(|reason| failure(400, reason))?;
-        let all = engine::networks(&self.ops.client, READ_TIMEOUT)?;
-        match find(&all, &name, &self.ops.default_bridge)? {
-            Some(network) => self.status_of(&network),
-            None => Ok(api::NetworkStatus {
-                exists: false,
-                network_id: None,
-                name,
-                subnet: None,
-                gateway: None,
-                bridge: None,
-                containers: Vec::new(),
-            }),
-        }
-    }
-
-    fn statuses(&mut self) -> Result<Vec<api::NetworkStatus>, DockerFailure> {
-        let all = engine::networks(&self.ops.client, READ_TIMEOUT)?;
-        let (mut managed, _) = judge_list(&all, &self.ops.default_bridge);
-        managed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        managed.iter().map(|network| self.status_of(network)).collect()
-    }
-
-    fn status_of(&mut self, network: &ManagedNetwork) -> Result<api::NetworkStatus, DockerFailure> {
-        // Between two questions: a ping must not wait for a whole list.
-        self.drain();
-        let containers = engine::network(&self.ops.client, &network.id, READ_TIMEOUT)?.containers;
-        let mut containers: Vec<api::AttachedContainer> = containers
-            .into_values()
-            .map(|container| {
-                let address = container.ipv4_address.split('/').next().unwrap_or_default().to_owned();
-                api::AttachedContainer { name: container.name, ipv4_address: address }
-            })
-            .collect();
-        containers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(api::NetworkStatus {
-            exists: true,
-            network_id: Some(network.id.clone()),
-            name: network.name.clone(),
-            subnet: Some(network.subnet.to_string()),
-            gateway: Some(network.gateway.to_string()),
-            bridge: Some(network.bridge.clone()),
-            containers,
-        })
-    }
-}
-
-fn busy() -> DockerFailure {
-    failure(503, format!("{COMMANDS_CAP} commands for Docker wait already: try again"))
 }

@@ -9,10 +9,14 @@
 //! | `resolver_guard` | containers whose names would be resolved past every rule |
 //! | `network_ops` | making and removing networks |
 //! | `start`, `manager` | the "network" step of the start, and the thread |
+//! | `commands` | the operator's changes and questions |
+//! | `tasks` | what is still to be asked, by urgency |
+//! | `warnings` | what is wrong with containers and networks, told once |
 //! | `sandbox` | a container's init process, before Docker tells it |
 //! | `peer` | who may use DNS and proxy |
 
 mod client;
+mod commands;
 mod directory;
 pub mod engine;
 mod manager;

@@ -173,10 +173,10 @@ impl NetworkOps {
     fn undo(&self, network: &ManagedNetwork, cause: &DockerError) {
         // After a timeout Docker may still make the network; a bridge that is then missing is made again when the
         // network is seen.
-        if network.bridge != self.default_bridge {
-            if let Err(reason) = self.remove_bridge(&network.bridge) {
-                tracing::warn!(target: "network", bridge = network.bridge, reason, %cause, "cannot remove the bridge of a refused network");
-            }
+        if network.bridge != self.default_bridge
+            && let Err(reason) = self.remove_bridge(&network.bridge)
+        {
+            tracing::warn!(target: "network", bridge = network.bridge, reason, %cause, "cannot remove the bridge of a refused network");
         }
     }
 }

@@ -73,10 +73,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         drop(self.stop.take());
         self.client.shutdown();
-        if let Some(thread) = self.thread.take() {
-            if thread.join().is_err() {
-                tracing::error!(target: "docker_manager", "the event reader panicked");
-            }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(target: "docker_manager", "the event reader panicked");
         }
     }
 }
