@@ -264,7 +264,8 @@ impl Enforcer {
         }
     }
 
-    /// `POST /bridge/down`: bridges away, then the tables.
+    /// `POST /bridge/down`: the containers' veths down, bridges away, then the tables. A veth that stays up without a
+    /// bridge would be an interface of the host like any other, and the host would forward what it sends.
     pub fn take_down(&mut self) -> Result<(), KernelError> {
         self.grants.revoke_all();
         self.down = true;
@@ -280,6 +281,9 @@ impl Enforcer {
     pub fn sweep(&mut self) -> Result<(), KernelError> {
         let links = self.links.all()?;
         for bridge in self.covered(&links) {
+            for port in links.iter().filter(|link| link.master == Some(bridge.index)) {
+                tolerate_gone(self.links.set_up(port.index, &port.name, false))?;
+            }
             tolerate_gone(self.links.set_up(bridge.index, &bridge.name, false))?;
             tolerate_gone(self.links.delete(bridge.index, &bridge.name))?;
         }

@@ -222,6 +222,14 @@ pub fn disconnect(client: &Client, network: &str, container: &str) -> Result<(),
     client.post(&path, &Disconnect { container, force: true }, WRITE_TIMEOUT).map(drop)
 }
 
+/// Freezes a container. One that has ended, or is frozen already, is no error.
+pub fn pause(client: &Client, container: &str) -> Result<(), DockerError> {
+    match client.post(&format!("/containers/{}/pause", path_safe(container)), &serde_json::json!({}), WRITE_TIMEOUT) {
+        Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// Ids come from the Engine itself; one that is not plain would still not leave its place in the path.
 fn path_safe(id: &str) -> String {
     id.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')).collect()

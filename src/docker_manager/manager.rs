@@ -233,10 +233,10 @@ impl DockerManager {
             }
             Noticed::Cut { container, network, result } => {
                 match result {
-                    Ok(()) => tracing::info!(target: "docker_manager", container, "disconnected"),
+                    Ok(()) => tracing::info!(target: "docker_manager", container, "disconnected and paused"),
                     // It has no identity meanwhile, and the next full reading tries again.
                     Err(reason) => {
-                        tracing::error!(target: "docker_manager", container, reason, "cannot disconnect a container that must not stay");
+                        tracing::error!(target: "docker_manager", container, reason, "cannot disconnect and pause a container that must not stay");
                     }
                 }
                 self.tasks.network(network.clone());
@@ -354,6 +354,9 @@ impl DockerManager {
         if !default_taken && !default_blocked {
             self.want_default();
         }
+        let missing = !default_taken && self.default_wanted;
+        let network = if missing { Err(format!("the network {DEFAULT_NETWORK} does not exist yet")) } else { Ok(()) };
+        self.links.readiness.set("network", network);
         if self.prepare_all {
             for container in self.view.containers() {
                 self.tasks.probe(container, Instant::now());
@@ -505,7 +508,9 @@ impl DockerManager {
             let result = match engine::disconnect(&client, &network, &container) {
                 // It left by itself.
                 Err(error) if error.status() == Some(404) => Ok(()),
-                other => other.map_err(|error| error.to_string()),
+                // Docker goes on resolving for a container that is on no network any more.
+                Ok(()) => engine::pause(&client, &container).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
             };
             // A manager that is gone needs no notice.
             let _ = own

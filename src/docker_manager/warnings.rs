@@ -92,7 +92,7 @@ fn dns_text(
         DnsVerdict::Unsafe => {
             let server = host.past_the_filter.map(|server| server.to_string()).unwrap_or_default();
             Some(format!(
-                "container {container} is taken off {network}: without its gateway as DNS, Docker would resolve for it \
+                "container {container} is taken off {network} and paused: without its gateway as DNS, Docker would resolve for it \
                  through the host's {server}, past every rule; {remedy}"
             ))
         }

@@ -16,6 +16,8 @@ pub struct Address<T> {
 /// The receiving side, owned by one loop. After a `MAILBOX` event, drain it with [`Mailbox::take`] until `None`.
 pub struct Mailbox<T> {
     receiver: Receiver<T>,
+    /// Held so that the wake-up of a last message survives its sender: closing an eventfd takes its event away.
+    _waker: Arc<mio::Waker>,
 }
 
 /// Why a message was not delivered; it carries the message back.
@@ -34,7 +36,7 @@ pub enum SendError<T> {
 pub fn mailbox<T>(poll: &mio::Poll, capacity: usize) -> std::io::Result<(Address<T>, Mailbox<T>)> {
     let waker = Arc::new(mio::Waker::new(poll.registry(), MAILBOX)?);
     let (sender, receiver) = crossbeam_channel::bounded(capacity);
-    Ok((Address { sender, waker }, Mailbox { receiver }))
+    Ok((Address { sender, waker: Arc::clone(&waker) }, Mailbox { receiver, _waker: waker }))
 }
 
 impl<T> Address<T> {
@@ -106,6 +108,18 @@ mod tests {
         assert!(events.iter().any(|event| event.token() == MAILBOX));
         assert_eq!(mailbox.take(), Some(7));
         assert_eq!(mailbox.take(), None);
+    }
+
+    #[test]
+    fn a_message_whose_sender_is_gone_still_wakes_the_poll() {
+        let mut poll = mio::Poll::new().unwrap();
+        let (address, mailbox) = mailbox::<u32>(&poll, 2).unwrap();
+        address.send(7).unwrap();
+        drop(address);
+        let mut events = mio::Events::with_capacity(4);
+        poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+        assert!(events.iter().any(|event| event.token() == MAILBOX));
+        assert_eq!(mailbox.take(), Some(7));
     }
 
     #[test]
