@@ -1,5 +1,6 @@
 //! The start, top to bottom; then control; then the stop. The only place that makes channels and starts threads.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use super::publisher::{Publisher, Reader};
 use super::settings::{agent_config, bridge_config, load_options, proxy_config};
 use super::signals::Signals;
 use super::started::Started;
-use super::threads::spawn;
+use super::threads::{panic_text, spawn};
 use super::{Flags, OnExit, Readiness, Snapshot, Subsystem, logging};
 
 /// Messages that may wait for one subsystem; past it the sender is told, and control takes the reader for dead.
@@ -54,7 +55,9 @@ pub fn run(flags: &Flags) -> ExitCode {
     match start(flags, &mut started) {
         Ok(mut control) => {
             tracing::info!(target: "outcalld", took_ms = millis(begun), "outcalld {} is up", env!("CARGO_PKG_VERSION"));
-            let ending = control.run();
+            // Control is a part like the others: its panic closes too.
+            let ending = catch_unwind(AssertUnwindSafe(|| control.run()))
+                .unwrap_or_else(|panic| Ending::Died(format!("control: {}", panic_text(panic.as_ref()))));
             finish(flags, started, ending)
         }
         Err(failure) => {
@@ -126,6 +129,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             bridge_mailbox,
         )?;
         started.bridge = Some(to_bridge.clone());
+        started.closer = Some(bridge.closer());
         run_thread(started, Subsystem::Bridge, &control, move || bridge.run(), || ())
     })?;
 
@@ -371,7 +375,7 @@ fn finish(flags: &Flags, started: Started, ending: Ending) -> ExitCode {
         }
         Ending::Died(why) => {
             tracing::error!(target: "outcalld", "{why}; closing the table and ending, so that nothing half works");
-            if let Err(error) = bridge::lockdown(&bridge_config(flags)) {
+            if let Some(Err(error)) = started.closer.map(|closer| closer.close()) {
                 tracing::error!(target: "outcalld", "the closed base table could not be put back: {error}");
             }
             // The other threads may be stuck on the one that died: the process ends without waiting for them.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Subsystem;
 use super::lock::Lock;
 use super::threads::Running;
-use crate::bridge::{BridgeCommand, StopMode};
+use crate::bridge::{BridgeCommand, Closer, StopMode};
 use crate::event_loop::Address;
 
 /// In-flight work gets this long at a stop.
@@ -19,6 +19,7 @@ pub struct Started {
     pub(super) lock: Option<Lock>,
     pub(super) running: Vec<Running>,
     pub(super) bridge: Option<Address<BridgeCommand>>,
+    pub(super) closer: Option<Closer>,
     pub(super) events: Option<Running>,
 }
 

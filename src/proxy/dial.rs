@@ -1,6 +1,6 @@
 //! From a name to a connection: resolve, vet each address, connect to the vetted ones in turn.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use mio::net::TcpStream;
@@ -91,7 +91,9 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     for address in addresses.into_iter().take(ADDRESSES_MAX) {
         let address = SocketAddr::new(address.to_canonical(), request.facts.port);
         match request.facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
-            Verdict::Allow { rule } if core.listeners.is_own(address, false) => {
+            Verdict::Allow { rule }
+                if core.listeners.is_own(address, false) || is_shut_host(address, rule.as_deref()) =>
+            {
                 refusal.get_or_insert(Refused { rule, reason: "own_address", address: Some(address.ip()) });
             }
             Verdict::Allow { rule } => vetted.push((address, rule)),
@@ -112,6 +114,21 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     }
     let left = vetted.into_iter().map(|(address, _)| address).collect();
     redial(session, core, request, left)
+}
+
+/// Whether `address` is one of this host's own and the rule does not open what is private. A service of the host on
+/// its public address is no more the container's business than one on loopback.
+fn is_shut_host(address: SocketAddr, rule: Option<&Rule>) -> bool {
+    let opened = rule.and_then(|rule| rule.egress.as_ref()).is_some_and(|egress| egress.allow_private_ips);
+    !opened && is_this_host(address)
+}
+
+/// Asks the kernel's routing: towards an address of its own, a host speaks from that address. No packet is sent. An
+/// address without a route is nobody's, and cannot be dialled either.
+fn is_this_host(address: SocketAddr) -> bool {
+    let any = if address.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0u16; 8], 0)) };
+    let source = UdpSocket::bind(any).and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()));
+    source.is_ok_and(|source| source.ip() == address.ip())
 }
 
 /// Dials addresses that were vetted, the last one first.
@@ -203,4 +220,15 @@ pub(super) fn failed(session: &mut Session, core: &mut Core, request: &Request, 
     tracing::debug!(target: "proxy", host = %facts.host_text, port = facts.port, status, text, "failed");
     let text = format!("{}:{}: {text}", facts.host_text, facts.port);
     closing::respond(session, core, &Answer::failure(status, &text), &request.head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_addresses_are_known() {
+        assert!(is_this_host(SocketAddr::from(([127, 0, 0, 1], 80))));
+        assert!(!is_this_host(SocketAddr::from(([192, 0, 2, 1], 80))));
+    }
 }

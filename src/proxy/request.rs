@@ -179,11 +179,11 @@ fn route(core: &Core, head: &RequestHead) -> Route {
             }
             forward(authority.host, port, path)
         }
-        Target::Authority(authority) => connect(head, authority),
+        Target::Authority(authority) => connect(core, head, authority),
     }
 }
 
-fn connect(head: &RequestHead, authority: Authority) -> Route {
+fn connect(core: &Core, head: &RequestHead, authority: Authority) -> Route {
     if !matches!(head.framing, BodyFraming::None | BodyFraming::Length(0)) {
         return bad("connect_with_body", "CONNECT has no body");
     }
@@ -191,7 +191,19 @@ fn connect(head: &RequestHead, authority: Authority) -> Route {
     let port = authority.port_or(HTTP_PORT);
     match host_agrees(head, &authority, port) {
         Ok(()) => Route::Connect { host: authority.host, port },
+        // Node's undici names the proxy itself. The Host of a CONNECT goes no further, so nobody reads it another way.
+        Err(_) if names_this_proxy(core, head) => Route::Connect { host: authority.host, port },
         Err(text) => bad("host_mismatch", text),
+    }
+}
+
+fn names_this_proxy(core: &Core, head: &RequestHead) -> bool {
+    let named = head.fields.first("host").map(|host| Authority::parse(&String::from_utf8_lossy(host)));
+    match named {
+        Some(Ok(Authority { host: Host::Address(address), port })) => {
+            core.listeners.is_own(SocketAddr::new(address, port.unwrap_or(HTTP_PORT)), false)
+        }
+        _ => false,
     }
 }
 
