@@ -4,13 +4,12 @@
 //! set. A value: it is given the time and tells what to change.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::docker_manager::Endpoint;
-use crate::names::special_purpose;
-use crate::rule_engine::{Action, Agent, Context, Dns, EgressMode, Network, RuleSet};
+use crate::rule_engine::{Agent, RuleSet};
 
 use super::Grant;
 use super::ports::same_identity;
@@ -208,20 +207,7 @@ impl GrantBook {
 /// The decision that the DNS filter took, taken anew: whether a `direct_ip` rule allows this flow.
 pub(super) fn allowed(rules: &RuleSet, endpoint: &Endpoint, name: &str, address: Ipv4Addr, port: u16) -> bool {
     let agent = Agent { name: Some(&endpoint.agent), container: Some(&endpoint.container) };
-    let dns = Dns { query: Some(name), record_type: Some("A") };
-    let text = address.to_string();
-    let mut decision = rules.peek(&Context { agent, dns, ..Context::default() });
-    if decision.wants_address {
-        let network = Network { ip: Some(&text), ..Network::default() };
-        decision = rules.peek(&Context { agent, dns, network, ..Context::default() });
-    }
-    let egress = decision.rule.as_ref().and_then(|rule| rule.egress.as_ref());
-    decision.action == Action::Allow
-        && egress.is_some_and(|egress| {
-            egress.mode == EgressMode::DirectIp
-                && egress.ports.contains(&port)
-                && (egress.allow_private_ips || special_purpose(IpAddr::V4(address)).is_none())
-        })
+    rules.opens_directly(agent, name, address, port)
 }
 
 /// At least one: the kernel takes zero for "no timeout".

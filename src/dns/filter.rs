@@ -3,14 +3,13 @@
 //! Owns: what makes a question blocked, allowed or empty. Does not own: the rules (`rule_engine`), the addresses of the
 //! answer, which are judged when there is one.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::rr::RecordType;
 
 use crate::docker_manager::Peer;
 use crate::names::HostName;
-use crate::rule_engine::{Action, Context, Dns, Network, Rule, RuleSet};
+use crate::rule_engine::{Action, Context, Dns, Rule, RuleSet};
 
 use super::cache::Key;
 use super::message::{Query, type_text};
@@ -21,8 +20,8 @@ pub(super) enum Judgement {
     Block { reason: &'static str, rule: Option<Arc<Rule>> },
     /// Allowed, but of a type that is never answered with records.
     Empty { rule: Arc<Rule> },
-    /// Allowed: ask. `by_address`: rules before this one hang on `network.ip`, which is known only then.
-    Resolve { key: Key, rule: Arc<Rule>, by_address: bool },
+    /// Allowed: ask.
+    Resolve { key: Key, rule: Arc<Rule> },
 }
 
 /// Judges `query` of `peer`, who may ask.
@@ -44,28 +43,11 @@ pub(super) fn judge(rules: &RuleSet, query: &Query, peer: &Peer) -> Judgement {
         }
         (Action::Allow, Some(rule)) => {
             let key = Key { name, record_type, dnssec: query.dnssec_ok() };
-            Judgement::Resolve { key, rule, by_address: decision.wants_address }
+            Judgement::Resolve { key, rule }
         }
         (_, Some(rule)) => Judgement::Block { reason: "rule", rule: Some(rule) },
         (_, None) => Judgement::Block { reason: "default", rule: None },
     }
-}
-
-/// True when `rule` still decides once the address is known: what a `direct_ip` rule opens is judged by nobody after
-/// DNS, so a rule on `network.ip` that comes before it must be heard here.
-pub(super) fn still_decides(
-    rules: &RuleSet,
-    query: &Query,
-    name: &HostName,
-    peer: &Peer,
-    rule: &Rule,
-    ip: IpAddr,
-) -> bool {
-    let (type_name, ip) = (type_text(query.record_type()), ip.to_string());
-    let dns = Dns { query: Some(name.as_str()), record_type: Some(&type_name) };
-    let network = Network { hostname: Some(name.as_str()), ip: Some(&ip), protocol: Some("tcp"), port: None };
-    let decision = rules.peek(&Context { agent: peer.agent(), dns, network, ..Context::default() });
-    decision.action == Action::Allow && decision.rule.is_some_and(|decider| decider.id == rule.id)
 }
 
 /// `.local` belongs to multicast DNS and is never asked for by unicast (RFC 6762 22.1).

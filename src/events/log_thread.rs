@@ -90,9 +90,6 @@ impl EventLog {
     fn format(&mut self, event: &Event) {
         self.seq += 1;
         let record = record(event, self.seq);
-        if event.rule.as_ref().is_some_and(|rule| rule.log) {
-            log_line(&record);
-        }
         // Strings and numbers only: serialising them into memory does not fail.
         if serde_json::to_writer(&mut self.buffer, &record).is_ok() {
             self.buffer.push(b'\n');
@@ -127,21 +124,6 @@ pub fn record(event: &Event, seq: u64) -> EventRecord {
         bytes_up: event.bytes_up,
         bytes_down: event.bytes_down,
         duration_us: event.duration_us,
-    }
-}
-
-/// A rule with `log: true` also speaks in the daemon's own log.
-fn log_line(record: &EventRecord) {
-    let rule = record.rule.as_deref().unwrap_or("default");
-    let container = record.container.as_deref().unwrap_or("-");
-    let host = record.host.as_deref().or(record.ip.as_deref()).unwrap_or("-");
-    match record.layer.as_str() {
-        "dns" => tracing::info!(target: "dns", container, host, rule, verdict = record.verdict, "decision"),
-        "agent_api" => tracing::info!(target: "agent_api", container, host, rule, verdict = record.verdict, "decision"),
-        "kernel" | "direct_ip" => {
-            tracing::info!(target: "bridge", container, host, rule, verdict = record.verdict, "decision")
-        }
-        _ => tracing::info!(target: "proxy", container, host, rule, verdict = record.verdict, "decision"),
     }
 }
 

@@ -10,7 +10,7 @@
 //! | `guarded`, `vetting` | the child process that tries hostile input first |
 //! | `expression`, `check`, `literal`, `pattern` | CEL: caps, parser, allowlist, normal forms, regular expressions |
 //! | `condition`, `facts`, `field` | evaluation with unknown fields |
-//! | `index`, `ruleset` | the decision |
+//! | `index`, `ruleset`, `direct` | the decision; whether a flow may leave directly |
 //! | `document`, `views` | questions as JSON; what the operator API shows |
 //! | `engine`, `command` | the thread: reloads and tests |
 //! | `installs` | an agent's submission, written down as the file that an approval installs |
@@ -21,6 +21,7 @@ mod command;
 mod condition;
 mod context;
 mod definitions;
+mod direct;
 mod document;
 mod engine;
 mod expression;

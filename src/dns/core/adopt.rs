@@ -73,7 +73,7 @@ impl Core {
             return Some(allowed);
         }
         match filter::judge(&self.snapshot.rules, &allowed.asked.query, &allowed.peer) {
-            Judgement::Resolve { rule, by_address, .. } => Some(Allowed { rule, by_address, ..allowed }),
+            Judgement::Resolve { rule, .. } => Some(Allowed { rule, ..allowed }),
             Judgement::Empty { rule } => {
                 self.close_peer(address);
                 let bytes = allowed.asked.query.no_data();

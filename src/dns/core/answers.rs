@@ -9,7 +9,6 @@ use hickory_proto::rr::{Record, RecordType};
 
 use crate::bridge::Grant;
 use crate::dns::answer::{self, Answer};
-use crate::dns::filter;
 use crate::dns::message::type_text;
 use crate::docker_manager::Peer;
 use crate::events::{Event, Layer, Verdict};
@@ -79,12 +78,20 @@ impl Core {
     }
 
     fn vet(&self, allowed: &Allowed, answer: &Answer) -> Vetted {
-        let Allowed { asked, peer, rule, name, by_address } = allowed;
+        let Allowed { peer, rule, name, .. } = allowed;
         let allow_private = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
         let mut vetted = Vetted { allow_private, refused: Vec::new(), found: 0, passed: 0 };
-        if *by_address && direct_egress(rule).is_some() {
+        if let Some(egress) = direct_egress(rule) {
             let rules = &self.snapshot.rules;
-            let refused = |ip: &IpAddr| !filter::still_decides(rules, &asked.query, name, peer, rule, *ip);
+            // What is private is stripped, as for every rule; this is about rules that block once the address is known.
+            let refused = |ip: &IpAddr| match ip {
+                IpAddr::V4(ip) if allow_private || special_purpose(IpAddr::V4(*ip)).is_none() => {
+                    let opens = |port: &u16| rules.opens_directly(peer.agent(), name.as_str(), *ip, *port);
+                    !egress.ports.iter().all(opens)
+                }
+                // Opens nothing.
+                _ => false,
+            };
             vetted.refused = answer.addresses().filter(refused).collect();
         }
         vetted.found = answer.addresses().count();

@@ -88,7 +88,6 @@ struct Allowed {
     peer: Peer,
     rule: Arc<Rule>,
     name: HostName,
-    by_address: bool,
 }
 
 struct Granting {
@@ -320,8 +319,8 @@ impl Core {
                 let bytes = asked.query.no_data();
                 self.finish(asked, &peer, Outcome::allow("no_data", rule), bytes);
             }
-            Judgement::Resolve { key, rule, by_address } => {
-                let allowed = Allowed { asked, peer, rule, name: key.name.clone(), by_address };
+            Judgement::Resolve { key, rule } => {
+                let allowed = Allowed { asked, peer, rule, name: key.name.clone() };
                 match self.cache.find(&key, now) {
                     Some((answer, age)) => self.deliver(allowed, answer, age, now),
                     None => self.join(key, allowed, now),
