@@ -26,6 +26,7 @@ from internet import Internet  # noqa: E402
 # 44.128.0.0/16 is set aside for tests by its owner, and no special-purpose range: a filter takes it for public.
 HOST_END, FAR_END, FAR_BLOCK = "44.128.6.1", "44.128.6.2", "44.128.7.0/24"
 ALLOWED_ADDRESS, DENIED_ADDRESS, RESOLVER = "44.128.7.10", "44.128.7.66", "44.128.7.53"
+DIRECT_ADDRESS = "44.128.7.20"
 LINK = "ocdemo0"
 IMAGE = "outcall-demo/tools"
 AGENT = "outcall-demo-agent"
@@ -43,6 +44,11 @@ rules:
     condition: 'http.host == "example.com" && http.path.startsWith("/admin")'
     action: block
     priority: 10
+  - id: direct-db
+    description: port 80 of whatever address db.example.org has, past the proxy
+    condition: 'dns.query == "db.example.org"'
+    action: allow
+    egress: { mode: direct_ip, ports: [80] }
 """
 
 
@@ -92,9 +98,10 @@ class Demo:
         self.far = Internet(far, os.path.join(self.directory, "ca"))
         self.far.names.reset()
         self.far.names.set("example.com", ALLOWED_ADDRESS)
+        self.far.names.set("db.example.org", DIRECT_ADDRESS)
         self.far.names.set("denied.example.net", DENIED_ADDRESS)
-        say(f"   example.com is {ALLOWED_ADDRESS}, denied.example.net is {DENIED_ADDRESS}, both with web servers;")
-        say(f"   a resolver that knows both is at {RESOLVER}. All in a network namespace: nothing leaves this machine.")
+        say(f"   example.com is {ALLOWED_ADDRESS}, db.example.org {DIRECT_ADDRESS}, denied.example.net {DENIED_ADDRESS},")
+        say(f"   all with web servers; a resolver that knows them is at {RESOLVER}. All in a network namespace: nothing leaves this machine.")
 
     def docker(self):
         """The host's engine, or one of our own."""
@@ -183,6 +190,11 @@ class Demo:
         self._show("proxy", "curl https://example.com/hello", f"HTTP {got.status} through CONNECT",
                    f"{len(requests)} request for example.com over TLS",
                    "rule allow-example, for the CONNECT and for the name in the TLS hello", got.status == 200)
+        direct = self.box.curl("http://db.example.org/", "--noproxy", "*", seconds=5)
+        count = len(far.connections(DIRECT_ADDRESS))
+        self._show("direct IP", "curl --noproxy '*' http://db.example.org/", f"HTTP {direct.status}",
+                   f"{count} connection to {DIRECT_ADDRESS}",
+                   "rule direct-db: the DNS answer opened this address and port for this container", direct.status == 200)
 
     def denied(self):
         """What they do not, at each layer."""
