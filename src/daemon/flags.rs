@@ -30,8 +30,14 @@ pub struct Flags {
     /// DNS filter port; another than 53 is redirected to from gateway:53.
     #[arg(long, value_name = "PORT", default_value = "53", value_parser = clap::value_parser!(u16).range(1..))]
     pub dns_port: u16,
-    /// Upstream resolvers, IP[:port] or [IPv6]:port, comma-separated, tried in order; default: /etc/resolv.conf.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = upstream)]
+    /// Upstream resolvers in the order of asking, each `IP`, `IP:PORT` or `[IPv6]:PORT`.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = upstream,
+        help = "Upstream resolvers, IP, IP:PORT or [IPv6]:PORT, comma-separated, tried in order; default: /etc/resolv.conf"
+    )]
     pub dns_upstream: Vec<SocketAddr>,
     /// Proxy bind address, IP:PORT; 0.0.0.0 is one socket for each managed gateway.
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080", value_parser = listen_address)]
