@@ -19,6 +19,7 @@ use outcall::daemon::{Readiness, Snapshot, Subsystem};
 use outcall::dns::DnsCommand;
 use outcall::docker_manager::{Directory, DockerCommand, DockerFailure};
 use outcall::event_loop::{Address, mailbox, reply_channel};
+use outcall::events::EventsCommand;
 use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
 use outcall::proxy::ProxyCommand;
 use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
@@ -195,6 +196,10 @@ fn links(
             acknowledged.send(generation).unwrap();
             false
         }
+        ControlMessage::Ping(reply) => {
+            reply.send(());
+            false
+        }
         ControlMessage::Ended { .. } => true,
         _ => false,
     });
@@ -211,6 +216,12 @@ fn links(
         }
         other => matches!(other, AgentApiCommand::Stop),
     });
+    let (to_events, events) = crossbeam_channel::bounded(4);
+    let events_thread = std::thread::spawn(move || {
+        while let Ok(EventsCommand::Ping(reply)) = events.recv() {
+            reply.send(());
+        }
+    });
     let links = HostApiLinks {
         control: control.clone(),
         bridge: bridge.clone(),
@@ -220,6 +231,7 @@ fn links(
         rule_engine: rule_engine.clone(),
         requests: requests.clone(),
         agent_api: agent_api.clone(),
+        events: to_events.clone(),
         readiness: Readiness::default(),
         own,
     };
@@ -233,7 +245,8 @@ fn links(
         assert!(proxy.send(ProxyCommand::Stop).is_ok());
         assert!(requests.send(RequestsCommand::Stop).is_ok());
         assert!(agent_api.send(AgentApiCommand::Stop).is_ok());
-        let agents = [requests_thread, agent_thread];
+        assert!(to_events.send(EventsCommand::Stop).is_ok());
+        let agents = [requests_thread, agent_thread, events_thread];
         let others = [control_thread, bridge_thread, docker_thread, dns_thread, rule_thread, proxy_thread];
         for thread in others.into_iter().chain(agents) {
             thread.join().unwrap();
@@ -491,7 +504,8 @@ fn health_names_the_thread_that_does_not_answer() {
     let world = World::new(false);
     assert_eq!(
         world.data("GET", "/api/v1/health", ""),
-        json!({"healthy":true,"subsystems":["bridge","rule_engine","docker_manager","dns","agent_api","host_api"]})
+        json!({"healthy":true,"subsystems":["outcalld","bridge","rule_engine","docker_manager","dns","events",
+            "agent_api","host_api"]})
     );
     let stuck = World::new(true);
     let begun = Instant::now();

@@ -93,7 +93,7 @@ impl Reason {
             rules: vec![
                 // The limit is on the log alone: it ends this rule, and the drop below follows in any case.
                 Rule {
-                    comment: c"seen in: outcall events",
+                    comment: c"for decisions.jsonl",
                     expressions: [ex::limit(LOG_RATE, LOG_BURST), ex::log(LOG_GROUP, LOG_SNAPLEN, self.text())]
                         .concat(),
                 },

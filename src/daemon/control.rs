@@ -36,6 +36,8 @@ pub enum ControlMessage {
         /// The generation it took.
         generation: u64,
     },
+    /// Answered at once by a living thread.
+    Ping(Reply<()>),
     /// A subsystem thread ended, cleanly or not.
     Ended {
         /// Which one.

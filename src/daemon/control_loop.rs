@@ -86,6 +86,10 @@ impl Control {
                     self.publisher.acknowledged(subsystem, generation);
                     Ok(())
                 }
+                ControlMessage::Ping(reply) => {
+                    reply.send(());
+                    Ok(())
+                }
                 ControlMessage::Ended { subsystem, outcome } => return Some(ended(subsystem, outcome)),
             };
             if let Err(stuck) = published {
@@ -107,7 +111,8 @@ impl Control {
 
     fn reload(&self) {
         let reply = Reply::new(|outcome: Result<crate::api::Reloaded, Vec<String>>| match outcome {
-            Ok(reloaded) => tracing::info!(target: "rule_engine", rules = reloaded.rules_loaded, "rules reloaded"),
+            // The rule engine has said it in its own words.
+            Ok(_) => {}
             Err(errors) => errors.iter().for_each(|error| tracing::error!(target: "rule_engine", "{error}")),
         });
         if self.rule_engine.send_within(RuleEngineCommand::Reload(reply), Duration::from_secs(1)).is_err() {

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks};
 use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
@@ -117,7 +119,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     let (agent_poll, to_agents, agent_mailbox) = loop_parts::<AgentApiCommand>()?;
     let (host_poll, to_host, host_mailbox) = loop_parts::<HostApiCommand>()?;
     let readiness = Readiness::default();
-    let events = start_events(flags, started, &control)?;
+    let (events, to_events) = start_events(flags, started, &control)?;
 
     step("bridge", &readiness, || {
         let bridge = Bridge::start(
@@ -245,6 +247,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             rule_engine: to_rules.clone(),
             requests: to_requests.clone(),
             agent_api: to_agents.clone(),
+            events: to_events,
             readiness: readiness.clone(),
             own: to_host.clone(),
         };
@@ -327,9 +330,10 @@ fn start_events(
     flags: &Flags,
     started: &mut Started,
     control: &Address<ControlMessage>,
-) -> Result<EventSink, StartFailure> {
+) -> Result<(EventSink, Sender<EventsCommand>), StartFailure> {
     let log = DecisionLog::new(&flags.state_dir, flags.decision_log_bytes, flags.decision_log_files);
     let (log, sink, commands) = EventLog::new(log);
+    let to_events = commands.clone();
     let stop = move || {
         // A thread that is gone needs no telling.
         let _ = commands.send_timeout(EventsCommand::Stop, Duration::from_secs(1));
@@ -337,7 +341,7 @@ fn start_events(
     let running = spawn(Subsystem::Events, control.clone(), move || log.run(), stop)
         .map_err(|error| StartFailure::new("start", error))?;
     started.events = Some(running);
-    Ok(sink)
+    Ok((sink, to_events))
 }
 
 fn loop_parts<T>() -> Result<(mio::Poll, Address<T>, Mailbox<T>), StartFailure> {

@@ -116,7 +116,8 @@ pub fn record(event: &Event, seq: u64) -> EventRecord {
         reason: event.reason.to_owned(),
         host: text(&event.host),
         ip: event.destination.map(|destination| destination.ip().to_string()),
-        port: event.destination.map(|destination| destination.port()).or(event.port),
+        // Port 0 is the destination of a protocol that has none: ARP, ICMP.
+        port: event.destination.map(|destination| destination.port()).filter(|port| *port != 0).or(event.port),
         protocol: event.protocol.map(str::to_owned),
         method: text(&event.method),
         path: text(&event.path),
@@ -164,10 +165,15 @@ mod tests {
         event.host = Some("evil.example".into());
         event.record_type = Some("A".into());
         sink.record(event);
+        let mut portless = Event::new(Layer::Kernel, Verdict::Block, "unvetted");
+        portless.destination = Some("10.200.0.1:0".parse().unwrap());
+        sink.record(portless);
         commands.send(EventsCommand::Stop).unwrap();
         log.run().unwrap();
         let text = std::fs::read_to_string(dir.join("decisions.jsonl")).unwrap();
-        let value: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [value, portless] = lines.as_slice() else { panic!("{text}") };
+        assert!(portless["ip"] == "10.200.0.1" && portless.get("port").is_none(), "{portless}");
         assert_eq!(value["layer"], "dns");
         assert_eq!(value["verdict"], "block");
         assert_eq!(value["host"], "evil.example");

@@ -7,9 +7,11 @@ use crate::agent_api::AgentApiCommand;
 use crate::api::{Envelope, Health, PartState, Ready};
 use crate::bridge::BridgeCommand;
 use crate::daemon::Subsystem;
+use crate::daemon::control::ControlMessage;
 use crate::dns::DnsCommand;
 use crate::docker_manager::DockerCommand;
 use crate::event_loop::{Address, Reply};
+use crate::events::EventsCommand;
 use crate::proxy::ProxyCommand;
 use crate::rule_engine::RuleEngineCommand;
 use crate::unix_http::{Answer, Response, Ticket};
@@ -25,19 +27,23 @@ const PING_LIMIT: Duration = Duration::from_secs(1);
 pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
     call.query([])?;
     let mut asked = BTreeSet::from([
+        Subsystem::Control,
         Subsystem::Bridge,
         Subsystem::DockerManager,
         Subsystem::Dns,
         Subsystem::RuleEngine,
+        Subsystem::Events,
         Subsystem::AgentApi,
     ]);
     let (ticket, links) = (call.ticket, &api.links);
     let own = &links.own;
     // A ping that cannot be delivered stays out, and so is named when the time is over.
+    ping(own, ticket, Subsystem::Control, &links.control, ControlMessage::Ping);
     ping(own, ticket, Subsystem::Bridge, &links.bridge, BridgeCommand::Ping);
     ping(own, ticket, Subsystem::DockerManager, &links.docker, DockerCommand::Ping);
     ping(own, ticket, Subsystem::Dns, &links.dns, DnsCommand::Ping);
     ping(own, ticket, Subsystem::RuleEngine, &links.rule_engine, RuleEngineCommand::Ping);
+    let _ = links.events.try_send(EventsCommand::Ping(alive(own, ticket, Subsystem::Events)));
     // The keeper of rule requests is not asked: it blocks on the disk and the rule checker, and nobody's traffic waits
     // for it.
     ping(own, ticket, Subsystem::AgentApi, &links.agent_api, AgentApiCommand::Ping);
@@ -55,11 +61,15 @@ fn ping<C>(
     address: &Address<C>,
     command: fn(Reply<()>) -> C,
 ) {
+    let _ = address.send(command(alive(own, ticket, subsystem)));
+}
+
+/// Puts the sign of life into this thread's own mailbox.
+fn alive(own: &Address<HostApiCommand>, ticket: Ticket, subsystem: Subsystem) -> Reply<()> {
     let own = own.clone();
-    let reply = Reply::new(move |()| {
+    Reply::new(move |()| {
         let _ = own.send(HostApiCommand::Alive(ticket, subsystem));
-    });
-    let _ = address.send(command(reply));
+    })
 }
 
 /// The answer when all pings came back: this thread is alive too.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crossbeam_channel::Sender;
+
 use crate::agent_api::AgentApiCommand;
 use crate::bridge::BridgeCommand;
 use crate::daemon::control::ControlMessage;
@@ -10,6 +12,7 @@ use crate::daemon::{Readiness, Snapshot, Subsystem};
 use crate::dns::DnsCommand;
 use crate::docker_manager::DockerCommand;
 use crate::event_loop::{Address, Reply};
+use crate::events::EventsCommand;
 use crate::proxy::ProxyCommand;
 use crate::rule_engine::RuleEngineCommand;
 use crate::state::RequestsCommand;
@@ -26,7 +29,7 @@ pub struct HostApiConfig {
 
 /// Whom the operator API asks.
 pub struct HostApiLinks {
-    /// Told which generation is worked by.
+    /// Told which generation is worked by; asked whether it is alive.
     pub control: Address<ControlMessage>,
     /// Owner of links and tables.
     pub bridge: Address<BridgeCommand>,
@@ -42,6 +45,8 @@ pub struct HostApiLinks {
     pub requests: Address<RequestsCommand>,
     /// The agents' API: asked only whether it is alive.
     pub agent_api: Address<AgentApiCommand>,
+    /// Writes decisions down: asked only whether it is alive.
+    pub events: Sender<EventsCommand>,
     /// What `/ready` says.
     pub readiness: Readiness,
     /// This thread's own mailbox: answers come back through it.
