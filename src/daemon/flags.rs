@@ -25,10 +25,10 @@ pub struct Flags {
     #[arg(long, value_name = "PATH", default_value = "/etc/outcall/rules.d")]
     pub rules_dir: PathBuf,
     /// DNS filter bind address; 0.0.0.0 is one socket for each managed gateway.
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", value_parser = listen_ip)]
     pub dns_listen: IpAddr,
     /// DNS filter port; another than 53 is redirected to from gateway:53.
-    #[arg(long, value_name = "PORT", default_value = "53", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", default_value = "53", value_parser = number::<u16>(1, u16::MAX))]
     pub dns_port: u16,
     /// Upstream resolvers in the order of asking, each `IP`, `IP:PORT` or `[IPv6]:PORT`.
     #[arg(
@@ -52,7 +52,7 @@ pub struct Flags {
     #[arg(long, value_name = "PATH", default_value = "/usr/local/bin/outcall-agent", value_parser = absolute)]
     pub shim_host_path: PathBuf,
     /// Rule-evaluation timeout of a permission check, 1 to 300 seconds.
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..=300))]
+    #[arg(long, value_name = "N", default_value = "5", value_parser = number::<u64>(1, 300))]
     pub agent_timeout_secs: u64,
     /// Permission checks per container in a sliding window, COUNT/SECS.
     #[arg(long, value_name = "COUNT/SECS", default_value = "100/10", value_parser = rate)]
@@ -70,10 +70,10 @@ pub struct Flags {
     #[arg(long, value_name = "PATH")]
     pub ca_key: Option<PathBuf>,
     /// Life of an intercepted host's certificate, 60 to 604800 seconds.
-    #[arg(long, value_name = "N", default_value = "86400", value_parser = clap::value_parser!(u64).range(60..=604_800))]
+    #[arg(long, value_name = "N", default_value = "86400", value_parser = number::<u64>(60, 604_800))]
     pub intercept_leaf_ttl_secs: u64,
     /// Largest body that rules may see, 0 to 16777216 bytes.
-    #[arg(long, value_name = "N", default_value = "1048576", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
+    #[arg(long, value_name = "N", default_value = "1048576", value_parser = number::<u64>(0, 16_777_216))]
     pub intercept_body_cap_bytes: u64,
     /// Directory of the daemon's own state: decision log, rule requests, dynamic rules.
     #[arg(long, value_name = "PATH", default_value = "/var/lib/outcall")]
@@ -82,28 +82,28 @@ pub struct Flags {
     #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
     pub docker_socket: PathBuf,
     /// What a stop leaves behind.
-    #[arg(long, value_enum, default_value_t = OnExit::Teardown)]
+    #[arg(long, value_name = "teardown|keep", value_enum, default_value_t = OnExit::Teardown)]
     pub on_exit: OnExit,
     /// CIDRs outside the managed networks whose peers may use DNS and proxy, comma-separated.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = peer_range)]
     pub extra_peers: Vec<PeerRange>,
     /// Connections of the proxy at once, 1 to 1000000.
-    #[arg(long, value_name = "N", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = number::<u32>(1, 1_000_000))]
     pub proxy_max_connections: u32,
     /// Connections of one container at once, 1 to 1000000.
-    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = number::<u32>(1, 1_000_000))]
     pub proxy_max_per_container: u32,
     /// Extra root certificates (PEM) for upstream verification.
     #[arg(long, value_name = "PATH")]
     pub upstream_ca: Option<PathBuf>,
     /// Prometheus text over TCP.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = listen_address)]
     pub metrics_addr: Option<SocketAddr>,
     /// Size at which the decision log is rotated, at least 4096 bytes.
-    #[arg(long, value_name = "N", default_value = "67108864", value_parser = clap::value_parser!(u64).range(4096..))]
+    #[arg(long, value_name = "N", default_value = "67108864", value_parser = number::<u64>(4096, u64::MAX))]
     pub decision_log_bytes: u64,
     /// Rotated decision logs that are kept, 1 to 1000.
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = number::<u32>(1, 1000))]
     pub decision_log_files: u32,
     /// Put the closed base table in place and exit.
     #[arg(long)]
@@ -194,6 +194,21 @@ fn upstream(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+fn listen_ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "an IP address is accepted, no name and no port".to_owned())
+}
+
+/// A whole number from `least` to `most`.
+fn number<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy + Send + Sync + 'static,
+{
+    move |text| match text.parse() {
+        Ok(number) if least <= number && number <= most => Ok(number),
+        _ => Err(format!("a whole number from {least} to {most} is accepted")),
+    }
+}
+
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(address),
@@ -257,9 +272,13 @@ mod tests {
 
     #[test]
     fn a_bad_value_names_flag_value_and_what_is_accepted() {
-        let cases: [(&[&str], &str); 12] = [
+        let cases: [(&[&str], &str); 16] = [
             (&["--dns-listen", "localhost"], "--dns-listen"),
             (&["--dns-port", "0"], "--dns-port"),
+            (&["--proxy-max-connections", "many"], "--proxy-max-connections"),
+            (&["--decision-log-bytes", "4095"], "--decision-log-bytes"),
+            (&["--metrics-addr", "9100"], "--metrics-addr"),
+            (&["--on-exit", "leave"], "--on-exit"),
             (&["--dns-upstream", "1.1.1.1,dns.example"], "--dns-upstream"),
             (&["--proxy-addr", "8080"], "--proxy-addr"),
             (&["--subnet-block", "10.200.0.1/16"], "--subnet-block"),
@@ -274,6 +293,7 @@ mod tests {
         for (args, flag) in cases {
             let error = parse(args).expect_err(flag);
             assert!(error.contains(flag) && error.contains(args[1].split(',').next_back().unwrap()), "{error}");
+            assert!(error.contains("accepted") || error.contains("possible values: teardown, keep"), "{error}");
         }
     }
 
