@@ -129,10 +129,10 @@ rules:
     let errors = load_sources(&[source("1.yaml", one), source("2.yaml", two)], &options(), None).err().unwrap();
     let lines = errors.lines();
     let expected = [
-        "1.yaml:3: definition `loop`: the definitions are circular: $loop → $pool → $loop",
-        "1.yaml:4: definition `pool`: the definitions are circular: $pool → $loop → $pool",
         "1.yaml:7: rule a: there is no field `ip.dst`; did you mean `network.ip`?",
+        "1.yaml:9: rule a: the id is taken already, at 1.yaml:6",
         "1.yaml:11: rule a: the action `enrich` is reserved; use allow or block",
+        "1.yaml:13: rule b: the definitions are circular: $loop → $pool → $loop",
         "1.yaml:14: rule b: unknown action `alow`; did you mean `allow`?",
         "1.yaml:15: rule b: unknown field `colour`; there are id, description, condition, action, priority, log, egress",
         "1.yaml:16: `id` is missing",

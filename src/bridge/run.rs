@@ -16,7 +16,7 @@ use tracing::{debug, error, warn};
 use crate::daemon::control::ControlMessage;
 use crate::daemon::{Readiness, Snapshot, Subsystem};
 use crate::docker_manager::Endpoint;
-use crate::event_loop::{Address, MAILBOX, Mailbox};
+use crate::event_loop::{Address, MAILBOX, Mailbox, SendError};
 use crate::events::{Event, EventSink, Layer, Verdict};
 
 use super::config::{BridgeConfig, StartError};
@@ -303,7 +303,8 @@ impl Bridge {
     }
 
     fn tell(&self, message: ControlMessage) {
-        if self.control.send(message).is_err() {
+        // Control that is gone means that the daemon is ending.
+        if let Err(SendError::Full(_)) = self.control.send(message) {
             warn!(target: LOG, "control does not take messages");
         }
     }

@@ -306,7 +306,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.contains(&next) {
+        // nix says `EPERM: Operation not permitted` where the standard library leaves the first word out.
+        let known = match next.split_once(": ") {
+            Some((errno, rest)) if errno.bytes().all(|byte| byte.is_ascii_uppercase()) => rest,
+            _ => next.as_str(),
+        };
+        if !text.contains(known) {
             text.push_str(": ");
             text.push_str(&next);
         }

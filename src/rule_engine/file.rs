@@ -60,7 +60,8 @@ pub(super) struct Problem {
 }
 
 impl RuleFile {
-    /// Reads the text of a file. What is wrong is in `problems`; a rule that has a problem is left out.
+    /// Reads the text of a file. What is wrong is in `problems`. A rule with a problem is kept as far as it can be read,
+    /// so that all that is wrong with it is found at once: a file with problems must not be used.
     pub(super) fn parse(text: &str) -> Self {
         let mut file = RuleFile::default();
         let (tree, lines) = match yaml::parse(text) {
@@ -151,7 +152,6 @@ impl RuleFile {
         let Node::Map(entries) = item else {
             return self.problem(at.line(None), None, format!("a rule is {}, not a map", item.kind()));
         };
-        let before = self.problems.len();
         let mut fields: BTreeMap<String, Node> = BTreeMap::new();
         let mut unknown = Vec::new();
         for (key, value) in entries {
@@ -234,11 +234,9 @@ impl RuleFile {
             (Some(Action::Block), None) => None,
             (_, value) => Some(self.egress(value, at, rule, &mut explicit_mode)),
         };
-        if self.problems.len() > before {
-            return;
-        }
-        // All three are there: each `None` above reported a problem.
-        if let (Some(id), Some(condition), Some(action)) = (id, condition, action) {
+        // Each `None` reported a problem; without an action the rest of the rule is still worth checking.
+        if let (Some(id), Some(condition)) = (id, condition) {
+            let action = action.unwrap_or(Action::Block);
             self.rules.push(FileRule {
                 line: at.line(None),
                 condition_line: at.line(Some("condition")),
