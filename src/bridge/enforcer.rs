@@ -196,8 +196,9 @@ impl Enforcer {
         if self.down {
             return Ok(());
         }
-        let closed = self.grants.rejudge(&snapshot.rules, now);
-        self.end_flows(&closed)?;
+        if self.grants.any() {
+            self.rejudge(&snapshot.rules, now)?;
+        }
         for network in &snapshot.directory.networks {
             let plan = NetworkPlan { subnet: network.subnet, gateway: network.gateway };
             if let Err(reason) = self.ensure_network(&network.bridge, plan) {
@@ -230,6 +231,8 @@ impl Enforcer {
         }
         if !differences.is_empty() {
             self.firewall.install(&self.plan, &flows)?;
+            // What began through somebody else's opening would run on as a flow that outlives its grant.
+            self.conntrack.end(|flow| !self.grants.may_run(flow))?;
         }
         Ok(differences)
     }

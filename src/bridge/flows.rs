@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use crate::docker_manager::Endpoint;
+use crate::rule_engine::RuleSet;
 
 use super::Grant;
 use super::enforcer::Enforcer;
@@ -61,13 +62,11 @@ impl Enforcer {
         }
     }
 
-    /// Closes flows and ends those that run.
-    pub fn end_flows(&mut self, keys: &[FlowKey]) -> Result<(), KernelError> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        self.close_flows(keys)?;
-        self.conntrack.end(|flow| keys.contains(flow)).map(drop)
+    /// Closes what `rules` no longer allow and ends what runs of it, be its grant in force or past.
+    pub fn rejudge(&mut self, rules: &RuleSet, now: Instant) -> Result<(), KernelError> {
+        let closed = self.grants.rejudge(rules, now);
+        self.close_flows(&closed)?;
+        self.conntrack.end(|flow| !self.grants.may_run(flow)).map(drop)
     }
 
     /// Ends all granted flows of an endpoint, or of all; gives their number.

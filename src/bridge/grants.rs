@@ -1,9 +1,10 @@
 //! The granted flows: who may reach what directly, why, and until when.
 //!
-//! Owns: the cap per container, refreshes, and the judgement whether a grant still holds. Does not own: the kernel's
-//! set. A value: it is given the time and tells what to change.
+//! Owns: the cap per container, refreshes, and the judgement whether a grant still holds, also for connections that
+//! run on after their grant has ended. Does not own: the kernel's set. A value: it is given the time and tells what to
+//! change.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +36,14 @@ impl Entry {
     fn expires(&self) -> Option<Instant> {
         self.names.values().max().copied()
     }
+}
+
+/// A flow that was granted once: nothing new may begin, what runs goes on while the rules allow one of its names.
+struct Past {
+    endpoint: Arc<Endpoint>,
+    names: BTreeSet<Box<str>>,
+    /// When it came here, on the book's clock.
+    age: u64,
 }
 
 /// What to change in the kernel.
@@ -71,6 +80,7 @@ pub struct GrantedFlow {
 #[derive(Default)]
 pub(super) struct GrantBook {
     entries: HashMap<FlowKey, Entry>,
+    past: HashMap<FlowKey, Past>,
     clock: u64,
 }
 
@@ -123,11 +133,34 @@ impl GrantBook {
         let surplus = own.len().saturating_sub(MAX_PER_CONTAINER);
         own.sort_unstable();
         let evicted: Vec<FlowKey> = own.into_iter().take(surplus).map(|(_, key)| key).collect();
-        evicted.iter().for_each(|key| drop(self.entries.remove(key)));
+        for key in &evicted {
+            if let Some(entry) = self.entries.remove(key) {
+                self.remember(*key, &entry.endpoint, entry.names.into_keys());
+            }
+        }
         evicted
     }
 
-    /// Takes out what `rules` no longer allow; gives the flows to close.
+    /// Keeps the names of a grant that ended by itself, the latest [`MAX_PER_CONTAINER`] flows of each container: what
+    /// runs on beyond these ends with the next rules.
+    fn remember(&mut self, key: FlowKey, endpoint: &Arc<Endpoint>, names: impl Iterator<Item = Box<str>>) {
+        self.clock += 1;
+        let fresh = || Past { endpoint: Arc::clone(endpoint), names: BTreeSet::new(), age: 0 };
+        let past = self.past.entry(key).or_insert_with(fresh);
+        past.age = self.clock;
+        past.names.extend(names);
+        while past.names.len() > MAX_NAMES {
+            past.names.pop_first();
+        }
+        let own = || self.past.iter().filter(|(other, _)| other.source == key.source);
+        if own().count() > MAX_PER_CONTAINER {
+            let oldest = own().min_by_key(|(_, past)| past.age).map(|(key, _)| *key);
+            oldest.map(|key| self.past.remove(&key));
+        }
+    }
+
+    /// Takes out what `rules` no longer allow; gives the flows to close for new connections. Those running end where
+    /// [`GrantBook::may_run`] says no.
     pub fn rejudge(&mut self, rules: &RuleSet, now: Instant) -> Vec<FlowKey> {
         self.forget_expired(now);
         let mut closed = Vec::new();
@@ -139,16 +172,33 @@ impl GrantBook {
             }
             !entry.names.is_empty()
         });
+        self.past.retain(|key, past| {
+            let endpoint = &past.endpoint;
+            past.names.retain(|name| allowed(rules, endpoint, name, key.destination, key.port));
+            !past.names.is_empty()
+        });
         closed
+    }
+
+    /// Whether a running connection of this flow may go on: its grant is in force, or has ended by itself only.
+    pub fn may_run(&self, key: &FlowKey) -> bool {
+        self.entries.contains_key(key) || self.past.contains_key(key)
+    }
+
+    /// Whether any connection may be running that new rules could end.
+    pub fn any(&self) -> bool {
+        !self.entries.is_empty() || !self.past.is_empty()
     }
 
     /// Takes out every flow of an identity; gives the flows to close.
     pub fn revoke(&mut self, endpoint: &Endpoint) -> Vec<FlowKey> {
+        self.past.retain(|_, past| !same_identity(&past.endpoint, endpoint));
         self.take(|entry| same_identity(&entry.endpoint, endpoint))
     }
 
     /// Takes out everything; gives the flows to close.
     pub fn revoke_all(&mut self) -> Vec<FlowKey> {
+        self.past.clear();
         self.take(|_| true)
     }
 
@@ -197,10 +247,19 @@ impl GrantBook {
     }
 
     fn forget_expired(&mut self, now: Instant) {
-        self.entries.retain(|_, entry| {
-            entry.names.retain(|_, end| *end > now);
+        let mut expired = Vec::new();
+        self.entries.retain(|key, entry| {
+            let ended: Vec<Box<str>> =
+                entry.names.iter().filter(|(_, end)| **end <= now).map(|(name, _)| name.clone()).collect();
+            if !ended.is_empty() {
+                entry.names.retain(|_, end| *end > now);
+                expired.push((*key, Arc::clone(&entry.endpoint), ended));
+            }
             !entry.names.is_empty()
         });
+        for (key, endpoint, names) in expired {
+            self.remember(key, &endpoint, names.into_iter());
+        }
     }
 }
 
@@ -294,6 +353,37 @@ mod tests {
         assert_eq!(book.rejudge(&rules(&["b.example"]), now), []);
         let closed = book.rejudge(&rules(&["a.example"]), now);
         assert_eq!((closed.len(), book.flows(now).len()), (1, 0));
+    }
+
+    #[test]
+    fn what_runs_on_after_its_grant_ends_with_its_rule() {
+        let (both, now) = (rules(&["a.example", "b.example"]), Instant::now());
+        let later = now + Duration::from_secs(61);
+        let mut book = GrantBook::default();
+        book.grant(&grant(&both, "a.example", 1, 60), now);
+        let [(key, _)] = book.flows(now)[..] else { panic!("one flow") };
+        assert_eq!(book.flows(later), []);
+        assert!(book.any() && !book.holds(&key));
+        // Other rules leave it alone; those without its name do not, and nothing is left to close.
+        assert_eq!(book.rejudge(&rules(&["a.example"]), later), []);
+        assert!(book.may_run(&key));
+        assert_eq!(book.rejudge(&rules(&["b.example"]), later), []);
+        assert!(!book.may_run(&key) && !book.any());
+    }
+
+    #[test]
+    fn an_evicted_flow_runs_on_until_its_rule_ends() {
+        let (rules, now) = (rules(&["a.example"]), Instant::now());
+        let mut book = GrantBook::default();
+        for address in 0..600 {
+            book.grant(&grant(&rules, "a.example", address, 60), now);
+        }
+        let first = book.flows(now)[0].0;
+        let key = |address: u32| FlowKey { destination: Ipv4Addr::from_bits(0x0808_0000 + address), ..first };
+        assert!(book.may_run(&key(600 - 257)) && book.may_run(&key(600 - 512)));
+        assert!(!book.may_run(&key(600 - 513)));
+        book.revoke(&endpoint());
+        assert!(!book.any());
     }
 
     #[test]

@@ -35,7 +35,7 @@ const ATTEMPTS: u32 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FoundFlow {
     pub key: FlowKey,
-    /// Milliseconds until it expires.
+    /// Milliseconds until it expires; `u64::MAX`: never.
     pub expires_ms: u64,
     pub packets: u64,
     pub bytes: u64,
@@ -313,7 +313,8 @@ fn found_flow(element: Attributes<'_>) -> Option<FoundFlow> {
     let counter = element.find(7).and_then(|expression| expression.inner().find(2));
     Some(FoundFlow {
         key,
-        expires_ms: number(element.find(5)),
+        // Ours all end; one without an end is somebody else's and stays for ever.
+        expires_ms: element.find(5).map_or(u64::MAX, |left| number(Some(left))),
         bytes: number(counter.and_then(|counter| counter.inner().find(1))),
         packets: number(counter.and_then(|counter| counter.inner().find(2))),
     })
