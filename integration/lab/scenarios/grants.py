@@ -336,6 +336,8 @@ for n in range(300):
 def an_element_put_in_by_hand_is_taken_out_and_what_began_through_it_ends(lab):
     daemon = lab.daemon()
     client = lab.client()
+    # Its port is open for what is granted.
+    check(client.dig("denied.example.net").status == "NXDOMAIN")
     for timeout in ([], ["timeout", "600s"]):
         daemon.send(signal.SIGSTOP)
         lab.nft("add", "element", "inet", "outcall", "direct4",
