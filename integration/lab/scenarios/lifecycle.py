@@ -48,8 +48,8 @@ def the_steps_are_logged_in_order_with_durations(lab):
     daemon = lab.daemon()
     lines = [line for line in daemon.text().splitlines() if "step=" in line and "took" in line]
     steps = [re.search(r'step="?([a-z_]+)', line).group(1) for line in lines]
-    wanted = ["bridge", "rules", "network", "dns", "docker_manager", "host_api"]
-    check([step for step in steps if step in wanted] == wanted, steps)
+    wanted = ["bridge", "rules", "network", "dns", "proxy", "docker_manager", "host_api", "agent_api"]
+    check(steps == wanted, steps)
 
 
 @scenario()

@@ -35,6 +35,19 @@ def every_read_of_the_core_answers_in_the_envelope(lab):
 
 
 @scenario()
+def health_asks_every_thread(lab):
+    daemon = lab.daemon()
+    threads = set()
+    for task in os.listdir(f"/proc/{daemon.process.pid}/task"):
+        with open(f"/proc/{daemon.process.pid}/task/{task}/comm") as file:
+            threads.add(file.read().strip())
+    # The first waits on Docker's stream, the second on what agents submit: operator-api.md says so.
+    asked = threads - {"docker_events", "rule_requests"}
+    health = daemon.api("GET", "/api/v1/health")
+    check(health.status == 200 and set(health.data["subsystems"]) == asked, (asked, health))
+
+
+@scenario()
 def errors_have_their_status(lab):
     daemon = lab.daemon(allow("example.com"))
     cases = [
