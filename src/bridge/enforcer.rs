@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use crate::api::BridgeStatus;
 use crate::daemon::Snapshot;
 use crate::docker_manager::Ipv4Net;
+use crate::network;
 
 use super::StopMode;
 use super::config::{BridgeConfig, StartError};
@@ -120,6 +121,12 @@ impl Enforcer {
         if let Err(error) = self.links.without_ipv6(link.index, name) {
             // A kernel without IPv6 says so here, and is right; the tables drop IPv6 in any case.
             info!(target: LOG, "{error}");
+        }
+        // Left to itself a bridge takes the lowest address of its ports, and another when that port leaves: the
+        // containers that remain would send to an address that is gone.
+        let mac = network::bridge_mac(name);
+        if link.mac != mac {
+            self.links.set_mac(link.index, name, mac)?;
         }
         self.links.set_up(link.index, name, true)?;
         Ok(link.index)

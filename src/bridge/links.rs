@@ -59,6 +59,8 @@ pub(super) struct Link {
     pub up: bool,
     /// The flag of a bridge port.
     pub isolated: bool,
+    /// Its MAC address; empty where it has none.
+    pub mac: Vec<u8>,
 }
 
 /// The rtnetlink sockets: one for requests by `neli`, one for namespace numbers.
@@ -168,6 +170,12 @@ impl Links {
         let operation = format!("delete the link {name}");
         let message = link_message(index).build().map_err(|_| unbuilt(&operation)())?;
         self.request(&operation, Rtm::Dellink, NlmF::empty(), message)
+    }
+
+    /// Gives a link a MAC address.
+    pub fn set_mac(&mut self, index: u32, name: &str, mac: [u8; 6]) -> Result<(), KernelError> {
+        let operation = format!("give {name} its MAC address");
+        self.set_link(&operation, RtAddrFamily::Unspecified, index, Ifla::Address, &mac)
     }
 
     /// Sets a link up or down.
@@ -333,5 +341,6 @@ fn link(message: &Ifinfomsg) -> Option<Link> {
         peer_namespace: number(Ifla::LinkNetnsid).map(u32::cast_signed).filter(|number| *number >= 0),
         up: message.ifi_flags().contains(Iff::UP),
         isolated,
+        mac: bytes(Ifla::Address).unwrap_or_default().to_vec(),
     })
 }

@@ -106,6 +106,7 @@ mod tests {
             peer_namespace: Some(namespace),
             up: true,
             isolated: false,
+            mac: Vec::new(),
         }
     }
 

@@ -11,6 +11,6 @@ mod routes;
 
 pub use allocation::{AllocationError, Occupied, allocate, overlapping};
 pub use judge::{BRIDGE_NAME_OPTION, LABEL, LABEL_VALUE, MASQUERADE_OPTION, Verdict, judge};
-pub use names::{DEFAULT_NETWORK, bridge_of, network_name};
+pub use names::{DEFAULT_NETWORK, bridge_mac, bridge_of, network_name};
 pub use request::{AddressError, check_gateway, check_subnet, first_gateway, is_rfc1918};
 pub use routes::host_routes;

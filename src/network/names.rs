@@ -28,6 +28,14 @@ pub fn network_name(requested: Option<&str>) -> Result<String, String> {
     Err(format!("network name {shown:?} is not accepted: use 1 to {SUFFIX_CAP} of A-Z a-z 0-9 _ -"))
 }
 
+/// The MAC address of bridge `name`: locally administered, unicast, and the same whenever the bridge is made anew, so
+/// that what containers remember of their gateway stays true. It is seen on this host's bridge only.
+#[must_use]
+pub fn bridge_mac(name: &str) -> [u8; 6] {
+    let digest = Sha256::digest(format!("outcall bridge {name}"));
+    [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
+}
+
 /// True for a whole name that [`network_name`] could have made.
 pub(super) fn is_network_name(name: &str) -> bool {
     name.strip_prefix(PREFIX).is_some_and(is_suffix)
@@ -78,6 +86,8 @@ mod tests {
     #[test]
     fn bridge_names_come_from_the_whole_name() {
         assert_eq!(bridge_of("outcall-default", "outcall0"), "outcall0");
+        assert_eq!(bridge_mac("outcall0"), bridge_mac("outcall0"));
+        assert_ne!(bridge_mac("outcall0"), bridge_mac("oc-0123456789"));
         // printf outcall-x | sha256sum
         let bridge = bridge_of("outcall-x", "outcall0");
         assert_eq!(bridge, "oc-2df5f24712");
