@@ -174,7 +174,9 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             readiness: readiness.clone(),
             own: to_docker.clone(),
         };
-        Ok(DockerManager::start(config, links, docker_poll, docker_mailbox)?)
+        let docker = DockerManager::start(config, links, docker_poll, docker_mailbox)?;
+        started.network = docker.undo_start();
+        Ok(docker)
     })?;
 
     let first = Arc::new(Snapshot { generation: 1, rules, directory: docker.directory() });

@@ -6,6 +6,7 @@ use super::Subsystem;
 use super::lock::Lock;
 use super::threads::Running;
 use crate::bridge::{BridgeCommand, Closer, StopMode};
+use crate::docker_manager::StartNetwork;
 use crate::event_loop::Address;
 
 /// In-flight work gets this long at a stop.
@@ -20,6 +21,8 @@ pub struct Started {
     pub(super) running: Vec<Running>,
     pub(super) bridge: Option<Address<BridgeCommand>>,
     pub(super) closer: Option<Closer>,
+    /// The Docker network that this start made.
+    pub(super) network: StartNetwork,
     pub(super) events: Option<Running>,
 }
 
@@ -35,6 +38,10 @@ impl Started {
         }
         for running in others.into_iter().rev() {
             clean &= join(running, deadline);
+        }
+        if mode == StopMode::Undo {
+            // While its bridge is still there: Docker then takes away all that it set up on it.
+            self.network.undo();
         }
         if let Some(address) = self.bridge {
             clean &= address.send_within(BridgeCommand::Stop(mode), Duration::from_secs(1)).is_ok();

@@ -7,7 +7,7 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -155,9 +155,9 @@ impl Client {
     /// Any [`DockerError`].
     pub fn get<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> Result<T, DockerError> {
         let call = format!("GET {path}");
-        let bytes = self.exchange(&call, limit, |agent, prefix| {
+        let bytes = self.exchange(&call, limit, |agent, prefix, left| {
             let request = agent.get(format!("{prefix}{path}"));
-            request.config().timeout_global(Some(limit)).build().call()
+            request.config().timeout_global(Some(left)).build().call()
         })?;
         serde_json::from_slice(&bytes).map_err(|error| DockerError::Broken { call, source: error.into() })
     }
@@ -167,9 +167,9 @@ impl Client {
     /// # Errors
     /// Any [`DockerError`].
     pub fn post(&self, path: &str, body: &impl Serialize, limit: Duration) -> Result<Vec<u8>, DockerError> {
-        self.exchange(&format!("POST {path}"), limit, |agent, prefix| {
+        self.exchange(&format!("POST {path}"), limit, |agent, prefix, left| {
             let request = agent.post(format!("{prefix}{path}"));
-            request.config().timeout_global(Some(limit)).build().send_json(body)
+            request.config().timeout_global(Some(left)).build().send_json(body)
         })
     }
 
@@ -178,9 +178,9 @@ impl Client {
     /// # Errors
     /// Any [`DockerError`].
     pub fn delete(&self, path: &str, limit: Duration) -> Result<(), DockerError> {
-        self.exchange(&format!("DELETE {path}"), limit, |agent, prefix| {
+        self.exchange(&format!("DELETE {path}"), limit, |agent, prefix, left| {
             let request = agent.delete(format!("{prefix}{path}"));
-            request.config().timeout_global(Some(limit)).build().call()
+            request.config().timeout_global(Some(left)).build().call()
         })
         .map(drop)
     }
@@ -236,14 +236,20 @@ impl Client {
         agreed_minor(version).ok_or_else(|| DockerError::TooOld { version: version.chars().take(32).collect() })
     }
 
+    /// One call within `limit`, the agreement on a version included; `send` gets what is left of it.
     fn exchange(
         &self,
         call: &str,
         limit: Duration,
-        send: impl FnOnce(&ureq::Agent, &str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+        send: impl FnOnce(&ureq::Agent, &str, Duration) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<Vec<u8>, DockerError> {
+        let begun = Instant::now();
         let prefix = self.prefix(limit)?;
-        let mut answer = send(&self.agent, &prefix).map_err(|error| self.failed(call, limit, error))?;
+        let left = limit.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(DockerError::Timeout { call: call.to_owned(), limit });
+        }
+        let mut answer = send(&self.agent, &prefix, left).map_err(|error| self.failed(call, limit, error))?;
         let body = answer.body_mut().with_config().limit(ANSWER_CAP).read_to_vec();
         let body = body.map_err(|error| self.failed(call, limit, error))?;
         match answer.status().as_u16() {

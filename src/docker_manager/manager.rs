@@ -14,7 +14,7 @@ use super::commands::{Job, Query};
 use super::engine::{self, READ_TIMEOUT};
 use super::network_ops::NetworkOps;
 use super::resolver_guard::HostResolver;
-use super::start::{DockerConfig, DockerLinks};
+use super::start::{DockerConfig, DockerLinks, StartNetwork};
 use super::stream::{Change, Stream};
 use super::tasks::{Task, Tasks};
 use super::view::{Facts, View};
@@ -67,6 +67,7 @@ pub struct DockerManager {
     pub(super) ops: NetworkOps,
     pub(super) view: View,
     pub(super) look_alikes: BTreeMap<String, String>,
+    pub(super) made: StartNetwork,
     poll: mio::Poll,
     mailbox: Mailbox<DockerCommand>,
     tasks: Tasks,
@@ -123,6 +124,7 @@ impl DockerManager {
             ops,
             view: View::new(now),
             look_alikes: BTreeMap::new(),
+            made: StartNetwork::default(),
             poll,
             mailbox,
             tasks: Tasks::new(now),
@@ -288,7 +290,11 @@ impl DockerManager {
         let now = Instant::now();
         // While Docker is away nobody can be identified; its return reads everything anyway.
         if self.tasks.take_identify(now) && self.away.is_none() {
-            for id in self.view.network_ids() {
+            let networks = self.view.network_ids();
+            if networks.is_empty() {
+                self.tasks.list_by(now);
+            }
+            for id in networks {
                 self.tasks.network(id);
             }
             self.unpublished.get_or_insert(now);
@@ -329,6 +335,7 @@ impl DockerManager {
     }
 
     fn list(&mut self) {
+        let asked = Instant::now();
         let all = match engine::networks(&self.ops.client, READ_TIMEOUT) {
             Ok(all) => all,
             Err(error) => return self.away(error.to_string()),
@@ -337,7 +344,7 @@ impl DockerManager {
         let default_taken = managed.iter().any(|network| network.name == DEFAULT_NETWORK);
         let default_blocked = look_alikes.contains_key(DEFAULT_NETWORK);
         self.look_alikes = look_alikes;
-        let change = self.view.listed(managed);
+        let change = self.view.listed(managed, asked);
         let prepare: Vec<Arc<ManagedNetwork>> =
             if self.prepare_all { self.view.networks().cloned().collect() } else { change.added };
         for network in prepare {
@@ -351,9 +358,6 @@ impl DockerManager {
                 self.remove_bridge(&network.bridge);
             }
         }
-        if !default_taken && !default_blocked {
-            self.want_default();
-        }
         let missing = !default_taken && self.default_wanted;
         let network = if missing { Err(format!("the network {DEFAULT_NETWORK} does not exist yet")) } else { Ok(()) };
         self.links.readiness.set("network", network);
@@ -364,6 +368,9 @@ impl DockerManager {
         }
         self.prepare_all = false;
         self.tasks.listed(Instant::now(), self.view.network_ids());
+        if missing && !default_blocked {
+            self.want_default();
+        }
         if self.view.network_ids().is_empty() {
             self.guard();
         }
@@ -371,10 +378,15 @@ impl DockerManager {
         self.present();
     }
 
-    /// Has the default network made again, unless the operator destroyed it.
+    /// Has the default network, which is missing, made again: now, or when its turn comes.
     fn want_default(&mut self) {
         let now = Instant::now();
-        if !self.default_wanted || self.job_running || !self.jobs.is_empty() || now < self.default_after {
+        // A job that runs or waits ends with another list.
+        if self.job_running || !self.jobs.is_empty() {
+            return;
+        }
+        if now < self.default_after {
+            self.tasks.list_by(self.default_after);
             return;
         }
         self.default_after = now + DEFAULT_RETRY;

@@ -37,7 +37,7 @@ pub use manager::DockerManager;
 pub use peer::{Peer, PeerRange};
 pub use resolver_guard::HostFiles;
 pub use sandbox::init_pid;
-pub use start::{DockerConfig, DockerLinks, StartError};
+pub use start::{DockerConfig, DockerLinks, StartError, StartNetwork};
 
 use crate::api;
 use crate::event_loop::Reply;

@@ -107,8 +107,17 @@ impl DockerManager {
                 manager.away(reason);
                 Ok(manager)
             }
-            Err(First::Fatal(error)) => Err(error),
+            Err(First::Fatal(error)) => {
+                manager.made.undo();
+                Err(error)
+            }
         }
+    }
+
+    /// What [`StartNetwork::undo`] takes back if a later step fails.
+    #[must_use]
+    pub fn undo_start(&self) -> StartNetwork {
+        self.made.clone()
     }
 
     fn first_reading(&mut self) -> Result<(), First> {
@@ -121,6 +130,10 @@ impl DockerManager {
         })?;
         tracing::info!(target: "network", name = created.name, subnet = created.subnet, gateway = created.gateway,
             created = created.created, "default network");
+        if created.created {
+            self.made.0 = Some((self.ops.client.clone(), created.network_id.clone()));
+        }
+        let asked = Instant::now();
         let all = engine::networks(&self.ops.client, START_READ).map_err(|error| First::Away(error.to_string()))?;
         let (managed, look_alikes) = judge_list(&all, &self.ops.default_bridge);
         for network in &managed {
@@ -137,7 +150,7 @@ impl DockerManager {
             }
         }
         self.look_alikes = look_alikes;
-        self.view.listed(managed);
+        self.view.listed(managed, asked);
         for id in self.view.network_ids() {
             let asked = Instant::now();
             let network = engine::network(&self.ops.client, &id, START_READ);
@@ -158,6 +171,33 @@ impl DockerManager {
         self.guard();
         self.view.directory();
         Ok(())
+    }
+}
+
+/// The Docker network that a start made, for when a later step fails.
+#[derive(Clone, Default)]
+pub struct StartNetwork(Option<(Client, String)>);
+
+impl StartNetwork {
+    /// Removes the network if this start made it and no container came to it since; else does nothing. Blocks for as
+    /// long as Docker takes, 17 s at most. Its bridge is left to the bridge thread.
+    pub fn undo(&self) {
+        let Some((client, id)) = &self.0 else { return };
+        let removed = engine::network(client, id, START_READ).and_then(|network| {
+            if network.containers.is_empty() { engine::remove_network(client, id).map(|()| true) } else { Ok(false) }
+        });
+        match removed {
+            Ok(true) => {
+                tracing::info!(target: "network", name = DEFAULT_NETWORK, "the network of this start is removed again")
+            }
+            Ok(false) => {
+                tracing::warn!(target: "network", name = DEFAULT_NETWORK, "the network of this start stays: it has containers");
+            }
+            Err(error) if error.status() == Some(404) => {}
+            Err(error) => {
+                tracing::warn!(target: "network", name = DEFAULT_NETWORK, %error, "cannot remove the network of this start");
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Events and questions only mark something as due, so that any number of them leads to one reading.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::engine::{PROBE_TIMEOUT, READ_TIMEOUT};
@@ -37,7 +37,7 @@ pub(super) struct Tasks {
     networks: BTreeSet<String>,
     containers: VecDeque<String>,
     probes: Vec<Probe>,
-    created: HashMap<String, ()>,
+    created: HashSet<String>,
     identified: Option<Instant>,
     identify_due: Option<Instant>,
 }
@@ -56,7 +56,7 @@ impl Tasks {
             networks: BTreeSet::new(),
             containers: VecDeque::new(),
             probes: Vec::new(),
-            created: HashMap::new(),
+            created: HashSet::new(),
             identified: None,
             identify_due: None,
         }
@@ -73,6 +73,8 @@ impl Tasks {
         self.networks.clear();
         self.containers.clear();
         self.probes.clear();
+        // Their start may be among the events that are missed meanwhile.
+        self.created.clear();
         self.identify_due = None;
     }
 
@@ -106,7 +108,7 @@ impl Tasks {
     /// A container was made: it is not worth a look before its start event.
     pub(super) fn created(&mut self, container: String) {
         if self.created.len() < CREATED_CAP {
-            self.created.insert(container, ());
+            self.created.insert(container);
         }
     }
 
@@ -125,7 +127,7 @@ impl Tasks {
 
     /// A container that may be starting.
     pub(super) fn probe(&mut self, container: String, now: Instant) {
-        if !self.created.contains_key(&container) && !self.probes.iter().any(|probe| probe.container == container) {
+        if !self.created.contains(&container) && !self.probes.iter().any(|probe| probe.container == container) {
             self.probes.push(Probe { container, due: now + PROBES[0].0, attempt: 0 });
         }
     }

@@ -44,6 +44,8 @@ struct Seen {
 
 /// Everything known.
 pub(super) struct View {
+    /// When the question began whose answer was the last list; before any: when this was made.
+    listed: Instant,
     /// Before any question.
     born: Instant,
     networks: BTreeMap<String, Seen>,
@@ -63,6 +65,7 @@ pub(super) struct ListChange {
 impl View {
     pub(super) fn new(born: Instant) -> Self {
         View {
+            listed: born,
             born,
             networks: BTreeMap::new(),
             facts: HashMap::new(),
@@ -71,8 +74,10 @@ impl View {
         }
     }
 
-    /// Takes the managed networks of a list. Endpoints of networks that remain stay as they are.
-    pub(super) fn listed(&mut self, managed: Vec<ManagedNetwork>) -> ListChange {
+    /// Takes the managed networks of a list that was asked for at `asked`. Endpoints of networks that remain stay as
+    /// they are.
+    pub(super) fn listed(&mut self, managed: Vec<ManagedNetwork>, asked: Instant) -> ListChange {
+        self.listed = asked;
         let mut change = ListChange::default();
         let mut old = std::mem::take(&mut self.networks);
         for network in managed {
@@ -185,7 +190,7 @@ impl View {
 
     /// The directory that follows. Endpoints that did not change keep their allocation.
     pub(super) fn directory(&mut self) -> Arc<Directory> {
-        let as_of = self.networks.values().map(|seen| seen.as_of).min().unwrap_or(self.born);
+        let as_of = self.networks.values().map(|seen| seen.as_of).min().unwrap_or(self.listed);
         let mut directory = Directory::empty(as_of);
         directory.networks = self.networks().cloned().collect();
         directory.networks.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -268,7 +273,7 @@ mod tests {
     fn endpoints_appear_before_their_facts_and_keep_their_allocation() {
         let born = Instant::now();
         let mut view = View::new(born);
-        view.listed(vec![network("outcall-a", "10.200.0.0/24")]);
+        view.listed(vec![network("outcall-a", "10.200.0.0/24")], born);
         let asked = born + Duration::from_millis(5);
         let new = view.inspected("id-outcall-a", BTreeMap::from([("c1".to_owned(), on("10.200.0.2/24"))]), asked);
         assert_eq!(new, ["c1"]);
@@ -291,13 +296,16 @@ mod tests {
     fn as_of_is_the_oldest_question_of_all_networks() {
         let born = Instant::now();
         let mut view = View::new(born);
-        view.listed(vec![network("outcall-a", "10.200.0.0/24"), network("outcall-b", "10.200.1.0/24")]);
+        view.listed(vec![network("outcall-a", "10.200.0.0/24"), network("outcall-b", "10.200.1.0/24")], born);
         view.inspected("id-outcall-a", BTreeMap::new(), born + Duration::from_millis(9));
         assert_eq!(view.directory().as_of, born, "outcall-b has not been asked about yet");
         view.inspected("id-outcall-b", BTreeMap::new(), born + Duration::from_millis(4));
         assert_eq!(view.directory().as_of, born + Duration::from_millis(4));
-        let change = view.listed(vec![network("outcall-b", "10.200.1.0/24")]);
+        let change = view.listed(vec![network("outcall-b", "10.200.1.0/24")], born);
         assert_eq!((change.added.len(), change.removed.len()), (0, 1));
+        let asked = born + Duration::from_millis(12);
+        view.listed(Vec::new(), asked);
+        assert_eq!(view.directory().as_of, asked, "no network: the list itself says that nobody is there");
     }
 
     #[test]

@@ -136,13 +136,16 @@ mod tests {
 
     fn view(dns: &[&str], other: Option<&str>) -> View {
         let mut view = View::new(Instant::now());
-        view.listed(vec![ManagedNetwork {
-            name: "outcall-a".to_owned(),
-            id: "net1".to_owned(),
-            bridge: "oc-1".to_owned(),
-            subnet: "10.200.0.0/24".parse().unwrap(),
-            gateway: Ipv4Addr::new(10, 200, 0, 1),
-        }]);
+        view.listed(
+            vec![ManagedNetwork {
+                name: "outcall-a".to_owned(),
+                id: "net1".to_owned(),
+                bridge: "oc-1".to_owned(),
+                subnet: "10.200.0.0/24".parse().unwrap(),
+                gateway: Ipv4Addr::new(10, 200, 0, 1),
+            }],
+            Instant::now(),
+        );
         let endpoint = engine::NetworkContainer {
             name: "w-1".to_owned(),
             mac_address: "02:42:0a:c8:00:02".to_owned(),

@@ -370,6 +370,7 @@ def refuses(lab, words, **options):
     check(not lab.tables(), lab.tables())
     check("outcall0" not in lab.links() or lab.links()["outcall0"].get("linkinfo", {}).get("info_kind") != "bridge",
           "a bridge stays")
+    check(lab.engine.network("outcall-default") is None, "the Docker network stays")
     check(not os.path.exists(daemon.socket), "the socket stays")
 
 
