@@ -36,6 +36,9 @@ const PUBLISH_RETRY: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two attempts to make the default network again.
 const DEFAULT_RETRY: Duration = Duration::from_secs(10);
+/// How often a container that must not run on is paused until Docker does it, and the wait between.
+const PAUSE_ATTEMPTS: usize = 5;
+const PAUSE_GAP: Duration = Duration::from_millis(400);
 /// How long a change under way may take to end at the stop.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -236,7 +239,7 @@ impl DockerManager {
             Noticed::Cut { container, network, result } => {
                 match result {
                     Ok(()) => tracing::info!(target: "docker_manager", container, "disconnected and paused"),
-                    // It has no identity meanwhile, and the next full reading tries again.
+                    // It has no identity meanwhile. While it is on the network the next reading tries again.
                     Err(reason) => {
                         tracing::error!(target: "docker_manager", container, reason, "cannot disconnect and pause a container that must not stay");
                     }
@@ -521,7 +524,7 @@ impl DockerManager {
                 // It left by itself.
                 Err(error) if error.status() == Some(404) => Ok(()),
                 // Docker goes on resolving for a container that is on no network any more.
-                Ok(()) => engine::pause(&client, &container).map_err(|error| error.to_string()),
+                Ok(()) => pause(&client, &container).map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             // A manager that is gone needs no notice.
@@ -560,4 +563,17 @@ impl DockerManager {
             tracing::error!(target: "network", bridge, "the bridge thread takes no command");
         }
     }
+}
+
+/// Freezes a container that is off its network, and that no later reading finds there to try it again.
+fn pause(client: &Client, container: &str) -> Result<(), DockerError> {
+    let mut outcome = engine::pause(client, container);
+    for _ in 1..PAUSE_ATTEMPTS {
+        if outcome.is_ok() {
+            break;
+        }
+        std::thread::sleep(PAUSE_GAP);
+        outcome = engine::pause(client, container);
+    }
+    outcome
 }
