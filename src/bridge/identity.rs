@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
-use crate::docker_manager::Endpoint;
+use crate::docker_manager::{Endpoint, init_pid};
 
 use super::enforcer::{Enforcer, LOG, tolerate_gone};
 use super::links::Link;
@@ -128,7 +128,11 @@ impl Enforcer {
         unclaimed
             .into_iter()
             .filter_map(|endpoint| {
-                let namespace = self.links.namespace_number(&endpoint.sandbox_key, endpoint.pid)?;
+                // Docker tells neither before the container runs; the kernel knows its first process earlier, and a
+                // filter that waits for Docker is too late for the first packet.
+                let told = endpoint.pid > 0 || !endpoint.sandbox_key.is_empty();
+                let pid = if told { endpoint.pid } else { init_pid(&endpoint.container_id).unwrap_or(0) };
+                let namespace = self.links.namespace_number(&endpoint.sandbox_key, pid)?;
                 Some(Located { endpoint, namespace })
             })
             .collect()
