@@ -20,6 +20,7 @@ need_python() {
     missing="$missing $1"
 }
 
+# install_needs [figures]: with the peers and load generators of the benchmark, or without
 install_needs() {
     PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
     export PATH
@@ -54,6 +55,14 @@ install_needs() {
     need node-undici /usr/share/nodejs/undici/package.json
     # the figures
     need strace strace
+    if [ "${1:-}" = figures ]; then
+        need wrk wrk
+        need dnsperf dnsperf
+        need nginx-light nginx
+        need tinyproxy tinyproxy
+        need squid-openssl squid
+        need dnsmasq-base dnsmasq
+    fi
     if [ -n "$missing" ]; then
         say "Installing with apt:$missing"
         export DEBIAN_FRONTEND=noninteractive
