@@ -13,6 +13,7 @@
 //! | [`network`] | subnets and bridge names |
 //! | [`bridge`] | links, nftables, conntrack: the enforcement in the kernel |
 //! | [`dns`] | the DNS filter and the resolver of the proxy |
+//! | [`authority`] | keys and certificates of TLS interception |
 //! | [`proxy`] | the HTTP proxy |
 //! | [`events`] | decision events and their log |
 //! | [`unix_http`] | the small HTTP server behind the Unix sockets |
@@ -30,6 +31,8 @@ pub mod agent;
 #[cfg(feature = "daemon")]
 pub mod agent_api;
 pub mod api;
+#[cfg(feature = "daemon")]
+pub mod authority;
 #[cfg(feature = "daemon")]
 pub mod bridge;
 #[cfg(feature = "cli")]

@@ -228,6 +228,7 @@ fn links(
         docker: docker.clone(),
         dns: dns.clone(),
         proxy: with_proxy.then(|| proxy.clone()),
+        leaves: None,
         rule_engine: rule_engine.clone(),
         requests: requests.clone(),
         agent_api: agent_api.clone(),
@@ -328,7 +329,7 @@ impl World {
         let (sender, acknowledged) = crossbeam_channel::bounded(8);
         let links = links(with_proxy, own.clone(), &mut stops, sender);
         let readiness = links.readiness.clone();
-        let config = HostApiConfig { socket: socket.clone(), subnet_block: "10.200.0.0/16".to_owned() };
+        let config = HostApiConfig { socket: socket.clone(), subnet_block: "10.200.0.0/16".to_owned(), ca: None };
         let api = HostApi::start(config, links, poll, inbox, snapshot(1)).unwrap();
         let thread = Some(std::thread::spawn(move || api.run()));
         World { directory, socket, own, readiness, stops, thread, acknowledged }
@@ -584,7 +585,7 @@ fn a_second_daemon_on_the_same_socket_does_not_start() {
     let mut stops = Vec::new();
     let (sender, _receiver) = crossbeam_channel::bounded(1);
     let links = links(false, own, &mut stops, sender);
-    let config = HostApiConfig { socket: world.socket.clone(), subnet_block: String::new() };
+    let config = HostApiConfig { socket: world.socket.clone(), subnet_block: String::new(), ca: None };
     let refusal = match HostApi::start(config, links, poll, inbox, snapshot(1)) {
         Err(error @ StartError::Socket(_)) => error.to_string(),
         Err(other) => panic!("{other}"),

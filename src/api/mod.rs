@@ -22,7 +22,7 @@ pub use health::{Health, PartState, Ready};
 pub use network::{
     AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,
 };
-pub use proxy::ProxyStatus;
+pub use proxy::{InterceptStatus, LeavesFlushed, ProxyStatus};
 pub use requests::{
     PendingRuleRequest, RuleRequestApprove, RuleRequestApproved, RuleRequestReject, RuleRequestRejected,
 };

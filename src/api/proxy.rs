@@ -1,4 +1,4 @@
-//! `/api/v1/proxy`
+//! `/api/v1/proxy`, `/proxy/intercept`
 
 use serde::{Deserialize, Serialize};
 
@@ -13,4 +13,25 @@ pub struct ProxyStatus {
     pub active_connections: u64,
     pub total_requests: u64,
     pub total_blocked: u64,
+}
+
+/// Interception.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub struct InterceptStatus {
+    /// Always true: without a CA the answer is 404.
+    pub ca_loaded: bool,
+    pub leaf_cache_size: u64,
+    pub leaf_cache_max: u64,
+    /// Requests judged after decryption.
+    pub intercepted_total: u64,
+    /// Of these, blocked.
+    pub blocked_total: u64,
+}
+
+/// `POST /proxy/intercept/cache/flush`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeavesFlushed {
+    /// How many certificates were forgotten.
+    pub evicted: u64,
 }

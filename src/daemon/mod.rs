@@ -4,6 +4,7 @@
 
 mod control_loop;
 mod flags;
+mod interception;
 mod lock;
 mod logging;
 mod publisher;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks};
+use crate::authority::{self, LeavesCommand};
 use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
 use crate::docker_manager::{DockerCommand, DockerConfig, DockerLinks, DockerManager, HostFiles};
@@ -22,9 +23,10 @@ use crate::unix_http;
 
 use super::control::ControlMessage;
 use super::control_loop::{Control, Ending};
+use super::interception;
 use super::lock::Lock;
 use super::publisher::{Publisher, Reader};
-use super::settings::{agent_config, bridge_config, load_options, proxy_config};
+use super::settings::{agent_config, bridge_config, interception_config, load_options, proxy_config};
 use super::signals::Signals;
 use super::started::Started;
 use super::threads::{panic_text, spawn};
@@ -89,7 +91,14 @@ pub fn lockdown(flags: &Flags) -> ExitCode {
 /// Loads and checks the rules as a start would; touches nothing.
 #[must_use]
 pub fn check(flags: &Flags) -> ExitCode {
-    let (report, good) = rule_engine::check_report(&flags.rules_dir, &load_options(flags));
+    let ca = match interception::load(flags) {
+        Ok(loaded) => loaded.is_on(),
+        Err(error) => {
+            println!("error: {}", chain(error.as_ref()));
+            return ExitCode::FAILURE;
+        }
+    };
+    let (report, good) = rule_engine::check_report(&flags.rules_dir, &load_options(flags, ca));
     print!("{report}");
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -119,6 +128,11 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     let (agent_poll, to_agents, agent_mailbox) = loop_parts::<AgentApiCommand>()?;
     let (host_poll, to_host, host_mailbox) = loop_parts::<HostApiCommand>()?;
     let readiness = Readiness::default();
+    // Before anything is touched: a pair that must not be used stops the start.
+    let intercepting = interception::load(flags)
+        .map_err(|error| StartFailure::new("interception", chain(error.as_ref())))?
+        .announce(&readiness);
+    let ca = intercepting.as_ref().map(|loaded| Arc::clone(loaded.authority.certificate()));
     let (events, to_events) = start_events(flags, started, &control)?;
 
     step("bridge", &readiness, || {
@@ -136,7 +150,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     })?;
 
     let rules = step("rules", &readiness, || {
-        let options = load_options(flags);
+        let options = load_options(flags, ca.is_some());
         // Half-done approvals are taken back before their files could be loaded.
         let (store, said) = RequestStore::open(Box::new(RealDisk), &flags.state_dir, &flags.rules_dir, unix_seconds());
         said.iter().for_each(|line| tracing::warn!(target: "agent_api", "{line}"));
@@ -206,6 +220,22 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
         run_thread(started, Subsystem::Dns, &control, move || server.run(), tell(to_dns.clone(), || DnsCommand::Stop))
     })?;
 
+    let mut to_leaves = None;
+    let interception = match intercepting {
+        Some(loaded) => Some(step("leaves", &readiness, || {
+            let ttl = Duration::from_secs(flags.intercept_leaf_ttl_secs);
+            let (leaves, signer, commands) = authority::leaves(loaded.authority, ttl, to_proxy.clone());
+            to_leaves = Some(commands.clone());
+            let stop = move || {
+                // A thread that is gone needs no telling.
+                let _ = commands.send_timeout(LeavesCommand::Stop, Duration::from_secs(1));
+            };
+            run_thread(started, Subsystem::Leaves, &control, move || signer.run(), stop)?;
+            Ok(interception_config(flags, leaves, loaded.upstream))
+        })?),
+        None => None,
+    };
+
     if !flags.no_proxy {
         step("proxy", &readiness, || {
             let links = ProxyLinks {
@@ -216,7 +246,8 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
                 readiness: readiness.clone(),
                 own: to_proxy.clone(),
             };
-            let proxy = Proxy::start(proxy_config(flags), links, proxy_poll, proxy_mailbox, Arc::clone(&first))?;
+            let proxy =
+                Proxy::start(proxy_config(flags, interception), links, proxy_poll, proxy_mailbox, Arc::clone(&first))?;
             publisher.add(reader(Subsystem::Proxy, to_proxy.clone(), ProxyCommand::Snapshot));
             run_thread(
                 started,
@@ -239,13 +270,14 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     })?;
 
     step("host_api", &readiness, || {
-        let config = HostApiConfig { socket: flags.socket.clone(), subnet_block: flags.subnet_block.to_string() };
+        let config = HostApiConfig { socket: flags.socket.clone(), subnet_block: flags.subnet_block.to_string(), ca };
         let links = HostApiLinks {
             control: control.clone(),
             bridge: to_bridge.clone(),
             docker: to_docker.clone(),
             dns: to_dns.clone(),
             proxy: (!flags.no_proxy).then(|| to_proxy.clone()),
+            leaves: to_leaves,
             rule_engine: to_rules.clone(),
             requests: to_requests.clone(),
             agent_api: to_agents.clone(),
@@ -396,10 +428,6 @@ fn finish(flags: &Flags, started: Started, ending: Ending) -> ExitCode {
 }
 
 fn warn_of_what_does_nothing_yet(flags: &Flags) {
-    if flags.ca_cert.is_some() || flags.ca_key.is_some() {
-        tracing::warn!(target: "outcalld", "--ca-cert and --ca-key have no effect: this build has no interception, \
-            and rules with `mode: intercept` do not load");
-    }
     if flags.metrics_addr.is_some() {
         tracing::warn!(target: "outcalld", "--metrics-addr has no effect: this build has no metrics listener");
     }

@@ -1,7 +1,10 @@
 //! What the flags mean to each subsystem.
 
+use std::sync::Arc;
+
 use super::Flags;
 use crate::agent_api::AgentApiConfig;
+use crate::authority;
 use crate::bridge::BridgeConfig;
 use crate::proxy::{ProxyConfig, Times};
 use crate::rule_engine::{Guard, Interception, LoadOptions};
@@ -14,19 +17,33 @@ pub(super) fn bridge_config(flags: &Flags) -> BridgeConfig {
     }
 }
 
-pub(super) fn proxy_config(flags: &Flags) -> ProxyConfig {
+pub(super) fn proxy_config(flags: &Flags, interception: Option<authority::Interception>) -> ProxyConfig {
     ProxyConfig {
         listen: flags.proxy_addr,
         extra_peers: flags.extra_peers.clone(),
         // At most a million each, by the flags' own ranges.
         max_connections: flags.proxy_max_connections as usize,
         max_per_container: flags.proxy_max_per_container as usize,
+        interception,
         times: Times::default(),
     }
 }
 
-pub(super) fn load_options(flags: &Flags) -> LoadOptions {
-    LoadOptions { proxy: !flags.no_proxy, interception: Interception::Absent, guard: Guard::own() }
+/// What a loaded CA brings to the proxy.
+pub(super) fn interception_config(
+    flags: &Flags,
+    leaves: authority::Leaves,
+    upstream: Arc<rustls::ClientConfig>,
+) -> authority::Interception {
+    // At most 16 MiB, by the flag's own range.
+    let body_cap = flags.intercept_body_cap_bytes as usize;
+    authority::Interception { leaves, upstream, body_cap, counters: authority::Counters::default() }
+}
+
+/// `ca` tells whether one is loaded.
+pub(super) fn load_options(flags: &Flags, ca: bool) -> LoadOptions {
+    let interception = if ca { Interception::Ready } else { Interception::NoCa };
+    LoadOptions { proxy: !flags.no_proxy, interception, guard: Guard::own() }
 }
 
 pub(super) fn agent_config(flags: &Flags) -> AgentApiConfig {

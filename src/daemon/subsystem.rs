@@ -15,6 +15,8 @@ pub enum Subsystem {
     Dns,
     /// The HTTP proxy.
     Proxy,
+    /// Signs the certificates of intercepted hosts; only with a CA.
+    Leaves,
     /// Decision events and their log.
     Events,
     /// The operator API.
@@ -36,6 +38,7 @@ impl Subsystem {
             Subsystem::DockerManager => "docker_manager",
             Subsystem::Dns => "dns",
             Subsystem::Proxy => "proxy",
+            Subsystem::Leaves => "leaves",
             Subsystem::Events => "events",
             Subsystem::HostApi => "host_api",
             Subsystem::AgentApi => "agent_api",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::agent_api::AgentApiCommand;
 use crate::api::{Envelope, Health, PartState, Ready};
+use crate::authority::LeavesCommand;
 use crate::bridge::BridgeCommand;
 use crate::daemon::Subsystem;
 use crate::daemon::control::ControlMessage;
@@ -50,6 +51,10 @@ pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
     if let Some(proxy) = &links.proxy {
         asked.insert(Subsystem::Proxy);
         ping(own, ticket, Subsystem::Proxy, proxy, ProxyCommand::Ping);
+    }
+    if let Some(leaves) = &links.leaves {
+        asked.insert(Subsystem::Leaves);
+        let _ = leaves.try_send(LeavesCommand::Ping(alive(own, ticket, Subsystem::Leaves)));
     }
     Ok(api.wait_for_pings(ticket, asked.clone(), asked, PING_LIMIT))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use crate::agent_api::AgentApiCommand;
+use crate::authority::{CaCertificate, LeavesCommand};
 use crate::bridge::BridgeCommand;
 use crate::daemon::control::ControlMessage;
 use crate::daemon::{Readiness, Snapshot, Subsystem};
@@ -25,6 +26,8 @@ pub struct HostApiConfig {
     pub socket: PathBuf,
     /// `--subnet-block`, as `network/config` shows it.
     pub subnet_block: String,
+    /// The CA of interception, when one is loaded.
+    pub ca: Option<Arc<CaCertificate>>,
 }
 
 /// Whom the operator API asks.
@@ -39,6 +42,8 @@ pub struct HostApiLinks {
     pub dns: Address<DnsCommand>,
     /// Owner of the proxy; `None` with `--no-proxy`.
     pub proxy: Option<Address<ProxyCommand>>,
+    /// Signs certificates: asked only whether it is alive; `None` without a CA.
+    pub leaves: Option<Sender<LeavesCommand>>,
     /// Loads and tests rules.
     pub rule_engine: Address<RuleEngineCommand>,
     /// Owner of the rule requests.

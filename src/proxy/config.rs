@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::authority::Interception;
 use crate::daemon::Readiness;
 use crate::daemon::control::ControlMessage;
 use crate::dns::DnsCommand;
@@ -13,7 +14,7 @@ use crate::events::EventSink;
 use super::ProxyCommand;
 
 /// Flags of the proxy.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ProxyConfig {
     /// `--proxy-addr`. An unspecified address means one socket for each managed gateway, and the true wildcard only
     /// when there are extra peers.
@@ -24,6 +25,8 @@ pub struct ProxyConfig {
     pub max_connections: usize,
     /// `--proxy-max-per-container`: of one container, or one address that is no container.
     pub max_per_container: usize,
+    /// What a loaded CA brings; without one there is no interception at all.
+    pub interception: Option<Interception>,
     /// How long each state may last.
     pub times: Times,
 }

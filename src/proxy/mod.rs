@@ -43,6 +43,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api;
+use crate::authority::Minted;
 use crate::daemon::Snapshot;
 use crate::dns::ResolveError;
 use crate::event_loop::Reply;
@@ -63,8 +64,14 @@ pub enum ProxyCommand {
         /// The addresses of the name.
         result: Result<Vec<IpAddr>, ResolveError>,
     },
+    /// A certificate that interception asked for, or why there is none.
+    Minted(Minted),
     /// `GET /proxy`.
     Status(Reply<api::ProxyStatus>),
+    /// `GET /proxy/intercept`; `None` without a CA.
+    InterceptStatus(Reply<Option<api::InterceptStatus>>),
+    /// `POST /proxy/intercept/cache/flush`: how many certificates were forgotten; `None` without a CA.
+    FlushLeaves(Reply<Option<usize>>),
     /// Answered at once by a living thread.
     Ping(Reply<()>),
     /// Finish within 5 s.

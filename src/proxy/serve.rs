@@ -10,6 +10,7 @@ use mio::net::TcpStream;
 use mio::{Events, Poll};
 
 use crate::api;
+use crate::authority::LEAVES_MAX;
 use crate::daemon::control::ControlMessage;
 use crate::daemon::{Snapshot, Subsystem};
 use crate::docker_manager::{DockerCommand, Peer};
@@ -305,6 +306,16 @@ impl Proxy {
                         }
                     }
                 }),
+                ProxyCommand::Minted(minted) => {
+                    if let Some(interception) = &mut self.core.config.interception {
+                        // No session waits for one yet.
+                        let _ = interception.leaves.minted(minted, self.core.now);
+                    }
+                }
+                ProxyCommand::InterceptStatus(reply) => reply.send(self.intercept_status()),
+                ProxyCommand::FlushLeaves(reply) => {
+                    reply.send(self.core.config.interception.as_mut().map(|interception| interception.leaves.flush()));
+                }
                 ProxyCommand::Status(reply) => reply.send(self.status()),
                 ProxyCommand::Ping(reply) => reply.send(()),
                 ProxyCommand::Stop => self.stop(),
@@ -415,6 +426,17 @@ impl Proxy {
             total_requests: self.core.requests,
             total_blocked: self.core.blocked,
         }
+    }
+
+    fn intercept_status(&self) -> Option<api::InterceptStatus> {
+        let interception = self.core.config.interception.as_ref()?;
+        Some(api::InterceptStatus {
+            ca_loaded: true,
+            leaf_cache_size: interception.leaves.len() as u64,
+            leaf_cache_max: LEAVES_MAX as u64,
+            intercepted_total: interception.counters.intercepted,
+            blocked_total: interception.counters.blocked,
+        })
     }
 
     fn stop(&mut self) {

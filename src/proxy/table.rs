@@ -28,6 +28,12 @@ pub(super) enum Side {
 }
 
 impl SessionId {
+    /// The `generation`th session of a slot. Only the proxy's own ids mean anything to it; others are for tests.
+    #[must_use]
+    pub fn new(slot: u32, generation: u32) -> Self {
+        SessionId { slot, generation }
+    }
+
     /// The poll token of one of its sockets. A stale event can reach the slot's next session; it only makes that one
     /// try to read or write.
     pub(super) fn token(self, side: Side) -> mio::Token {

@@ -167,6 +167,7 @@ impl Running {
             extra_peers: if setup.extra_peers { vec!["127.0.0.0/24".parse().unwrap()] } else { Vec::new() },
             max_connections: setup.max_connections,
             max_per_container: setup.max_per_container,
+            interception: None,
             times: setup.times,
         };
         let links = ProxyLinks {
