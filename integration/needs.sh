@@ -44,6 +44,11 @@ install_needs() {
     need busybox-static /usr/bin/busybox
     need python3 /usr/bin/python3
     need_python python3-dnspython dns.message
+    # the package, its units and their filter
+    need dpkg-dev dpkg-shlibdeps
+    need systemd systemd-analyze
+    need libseccomp2 /usr/lib/x86_64-linux-gnu/libseccomp.so.2
+    need debootstrap debootstrap
     # the clients
     need bind9-dnsutils dig
     need curl curl

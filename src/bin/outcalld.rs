@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use outcall::bridge;
 use outcall::daemon::{self, Flags};
 use outcall::rule_engine;
 
@@ -10,6 +11,9 @@ fn main() -> ExitCode {
     // Before anything else: the child that tries rule sources must hold nothing.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == rule_engine::GUARDED_ARGUMENT) {
         rule_engine::guarded_child_main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == bridge::PROBE_ARGUMENT) {
+        return daemon::probe_kernel();
     }
     let flags = Flags::parse();
     if flags.check {

@@ -143,9 +143,18 @@ impl Links {
 
     /// Makes a bridge without an IPv6 address of its own, down.
     pub fn make_bridge(&mut self, name: &str) -> Result<(), KernelError> {
-        let operation = format!("make the bridge {name}");
+        self.make(name, "bridge")
+    }
+
+    /// Makes a veth, down; the kernel names its other end.
+    pub fn make_veth(&mut self, name: &str) -> Result<(), KernelError> {
+        self.make(name, "veth")
+    }
+
+    fn make(&mut self, name: &str, kind: &'static str) -> Result<(), KernelError> {
+        let operation = format!("make the {kind} {name}");
         let build = || -> Option<Ifinfomsg> {
-            let kind = RtattrBuilder::default().rta_type(IflaInfo::Kind).rta_payload("bridge").build().ok()?;
+            let kind = RtattrBuilder::default().rta_type(IflaInfo::Kind).rta_payload(kind).build().ok()?;
             let info = attribute(Ifla::Linkinfo, &[])?.nest(&kind).ok()?;
             let mut attributes = RtBuffer::new();
             attributes.push(attribute(Ifla::Ifname, &nul_terminated(name))?);
@@ -232,13 +241,16 @@ impl Links {
     pub fn namespace_number(&mut self, path: &str, pid: i32) -> Option<i32> {
         const ASK: &str = "ask for a namespace's number";
         let file = if path.is_empty() { None } else { File::open(Path::new(path)).ok() };
-        let request = Request::new(GET_NSID, 0).bytes(&[0; 4]);
-        let request = match &file {
-            Some(file) => request.attribute(NETNSA_FD, &file.as_raw_fd().to_ne_bytes()),
-            None if pid > 0 => request.attribute(NETNSA_PID, &pid.to_ne_bytes()),
+        let request = || Request::new(GET_NSID, 0).bytes(&[0; 4]);
+        let by_path = file.and_then(|file| {
+            self.namespaces.ask(ASK, request().attribute(NETNSA_FD, &file.as_raw_fd().to_ne_bytes())).ok()
+        });
+        // In a mount namespace of our own that Docker's mounts do not reach, the path is an empty file.
+        let answer = match by_path {
+            Some(answer) => answer,
+            None if pid > 0 => self.namespaces.ask(ASK, request().attribute(NETNSA_PID, &pid.to_ne_bytes())).ok()?,
             None => return None,
         };
-        let answer = self.namespaces.ask(ASK, request).ok()?;
         // struct rtgenmsg, one byte, padded to four.
         let number = Attributes(answer.payload.get(4..)?).find(NETNSA_NSID)?;
         Some(i32::from_ne_bytes(number.value.try_into().ok()?)).filter(|number| *number >= 0)

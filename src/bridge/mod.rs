@@ -9,6 +9,7 @@
 //! | `ports`, `identity` | whose a veth is, and its filter |
 //! | `grants`, `flows`, `conntrack` | granted flows, and their end |
 //! | `kernel_log` | drops become events |
+//! | `probe` | whether this kernel can do all that, for `outcall doctor` |
 //! | `enforcer` | all of that, in the right order; `run` is the thread, `closer` its end in a panic |
 
 mod batch;
@@ -26,6 +27,7 @@ mod links;
 mod plan;
 mod plan_ports;
 mod ports;
+mod probe;
 mod readback;
 mod reason;
 mod run;
@@ -37,6 +39,7 @@ pub use closer::Closer;
 pub use config::{BridgeConfig, StartError};
 pub use grants::{GrantedFlow, MAX_PER_CONTAINER};
 pub use plan::{BRIDGE_PREFIX, FLOW_MARK, VETTED_MARK};
+pub use probe::{PROBE_ARGUMENT, Probed, probe};
 pub use reason::{LOG_GROUP, Reason};
 pub use run::Bridge;
 pub use socket::KernelError;

@@ -7,6 +7,7 @@ mod flags;
 mod interception;
 mod lock;
 mod logging;
+mod probe;
 mod publisher;
 mod readiness;
 mod run;
@@ -21,6 +22,7 @@ pub mod control;
 
 pub use flags::{Flags, OnExit, Rate};
 pub use logging::TARGETS;
+pub use probe::probe_kernel;
 pub use readiness::Readiness;
 pub use run::{check, lockdown, run};
 pub use snapshot::Snapshot;
