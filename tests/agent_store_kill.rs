@@ -4,10 +4,13 @@
 //! Nth step on the disk, for every N there is. The parent then opens what is left as the next start would.
 #![cfg(feature = "daemon")]
 
+mod killing_disk;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use killing_disk::KillingDisk;
 use outcall::state::{ApproveError, Disk, NotInstalled, RealDisk, RequestStore, RuleRequest, Status, StoreError};
 
 const STATE: &str = "OUTCALL_TEST_STORE";
@@ -15,57 +18,6 @@ const KILL_AT: &str = "OUTCALL_TEST_KILL_AT";
 const NOW: &str = "2026-11-24T00:00:00Z";
 const ONE: &str = "rr-0000000000000001";
 const TWO: &str = "rr-0000000000000002";
-
-/// Ends the process by SIGKILL at the Nth moment between or within steps.
-struct KillingDisk {
-    left: u32,
-}
-
-impl KillingDisk {
-    fn moment(&mut self) {
-        if self.left == 0 {
-            let own = nix::unistd::Pid::this();
-            nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGKILL).unwrap();
-            loop {
-                std::thread::park();
-            }
-        }
-        self.left -= 1;
-    }
-}
-
-impl Disk for KillingDisk {
-    fn write(&mut self, path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-        self.moment();
-        if self.left == 0 {
-            RealDisk.write(path, &bytes[..bytes.len() / 2], mode)?;
-        }
-        self.moment();
-        RealDisk.write(path, bytes, mode)?;
-        self.moment();
-        Ok(())
-    }
-    fn sync(&mut self, path: &Path) -> std::io::Result<()> {
-        RealDisk.sync(path)?;
-        self.moment();
-        Ok(())
-    }
-    fn rename(&mut self, from: &Path, to: &Path) -> std::io::Result<()> {
-        RealDisk.rename(from, to)?;
-        self.moment();
-        Ok(())
-    }
-    fn remove(&mut self, path: &Path) -> std::io::Result<()> {
-        RealDisk.remove(path)?;
-        self.moment();
-        Ok(())
-    }
-    fn sync_directory(&mut self, path: &Path) -> std::io::Result<()> {
-        RealDisk.sync_directory(path)?;
-        self.moment();
-        Ok(())
-    }
-}
 
 fn request(id: &str) -> RuleRequest {
     RuleRequest {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll};
 use outcall::agent_api::AgentApiCommand;
 use outcall::api;
-use outcall::bridge::BridgeCommand;
+use outcall::bridge::{BridgeCommand, OperatorRefusal};
 use outcall::daemon::control::ControlMessage;
 use outcall::daemon::{Readiness, Snapshot, Subsystem};
 use outcall::dns::DnsCommand;
@@ -23,7 +23,7 @@ use outcall::events::EventsCommand;
 use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
 use outcall::proxy::ProxyCommand;
 use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
-use outcall::state::{RequestFailure, RequestsCommand};
+use outcall::state::{DynamicRulesCommand, RequestFailure, RequestsCommand};
 use serde_json::{Value, json};
 
 /// An owner played by a thread: `answer` gets each command and gives `true` to end.
@@ -59,6 +59,7 @@ fn bridge(command: BridgeCommand) -> bool {
         BridgeCommand::Status(reply) => reply.send(bridge_status(true)),
         BridgeCommand::Up(reply) => reply.send(Err("cannot make outcall0: CAP_NET_ADMIN is missing".to_owned())),
         BridgeCommand::Down(reply) => reply.send(Ok(bridge_status(false))),
+        BridgeCommand::Grants(reply) => reply.send(Ok(Vec::new())),
         BridgeCommand::Ping(reply) => reply.send(()),
         BridgeCommand::Stop(_) => return true,
         _ => {}
@@ -209,6 +210,7 @@ fn links(
     let (rule_engine, rule_thread) = owner(rule_engine);
     let (proxy, proxy_thread) = owner(proxy);
     let (requests, requests_thread) = owner(requests);
+    let (dynamic_rules, dynamic_thread) = owner(dynamic_rules);
     let (agent_api, agent_thread) = owner(|command| match command {
         AgentApiCommand::Ping(reply) => {
             reply.send(());
@@ -231,6 +233,7 @@ fn links(
         leaves: None,
         rule_engine: rule_engine.clone(),
         requests: requests.clone(),
+        dynamic_rules: dynamic_rules.clone(),
         agent_api: agent_api.clone(),
         events: to_events.clone(),
         readiness: Readiness::default(),
@@ -245,15 +248,31 @@ fn links(
         assert!(rule_engine.send(RuleEngineCommand::Stop).is_ok());
         assert!(proxy.send(ProxyCommand::Stop).is_ok());
         assert!(requests.send(RequestsCommand::Stop).is_ok());
+        assert!(dynamic_rules.send(DynamicRulesCommand::Stop).is_ok());
         assert!(agent_api.send(AgentApiCommand::Stop).is_ok());
         assert!(to_events.send(EventsCommand::Stop).is_ok());
-        let agents = [requests_thread, agent_thread, events_thread];
+        let agents = [requests_thread, dynamic_thread, agent_thread, events_thread];
         let others = [control_thread, bridge_thread, docker_thread, dns_thread, rule_thread, proxy_thread];
         for thread in others.into_iter().chain(agents) {
             thread.join().unwrap();
         }
     }));
     links
+}
+
+fn dynamic_rules(command: DynamicRulesCommand) -> bool {
+    match command {
+        DynamicRulesCommand::Allow(wish, reply) => reply.send(Err(match &*wish.container {
+            "stopped" => OperatorRefusal::Conflict("src_ip is not its address".to_owned()),
+            "special" => OperatorRefusal::Forbidden("a special-purpose address".to_owned()),
+            "full" => OperatorRefusal::Failed("cannot write dynamic-rules.json".to_owned()),
+            name => OperatorRefusal::Unknown(format!("no container `{name}`")),
+        })),
+        DynamicRulesCommand::Flush(reply) => reply.send(Ok(3)),
+        DynamicRulesCommand::Stop => return true,
+        _ => {}
+    }
+    false
 }
 
 fn requests(command: RequestsCommand) -> bool {
@@ -626,6 +645,39 @@ fn rule_requests_are_listed_and_decided() {
         ("GET", "/requests/rules/rr-other", "", 404),
         ("POST", "/requests/rules//approve", "{}", 404),
         ("POST", "/requests/rules/a/b/approve", "{}", 404),
+    ] {
+        let (status, error) = world.failure(method, &format!("/api/v1{path}"), body);
+        assert_eq!(status, expected, "{method} {path}: {error}");
+    }
+}
+
+#[test]
+fn dynamic_rule_routes() {
+    let world = World::new(true);
+    assert_eq!(world.data("GET", "/api/v1/rules/active", ""), json!([]));
+    assert_eq!(world.data("POST", "/api/v1/rules/flush", ""), json!({"removed":3}));
+    let allow = |container: &str, more: &str| {
+        let fixed = r#""src_ip":"10.200.0.2","destination":"9.9.9.9","protocol":"tcp","port":443"#;
+        world.failure("POST", "/api/v1/rule/allow", &format!("{{\"container\":\"{container}\",{fixed}{more}}}"))
+    };
+    for (expected, container, more) in [
+        (404, "nobody", ""),
+        (409, "stopped", r#","expires_in_secs":86400"#),
+        (422, "special", ""),
+        (500, "full", ""),
+        (400, "nobody", r#","more":1"#),
+        (400, "nobody", r#","expires_in_secs":86401"#),
+        (400, "nobody", r#","port":443"#),
+    ] {
+        let (status, error) = allow(container, more);
+        assert!(status == expected && !error.is_empty(), "{container}{more}: {status} {error}");
+    }
+    for (method, path, body, expected) in [
+        ("POST", "/rules/active", "{}", 405),
+        ("GET", "/rules/flush", "", 405),
+        ("POST", "/rules/flush", r#"{"container":"x"}"#, 400),
+        ("POST", "/rule/allow", "", 400),
+        ("PUT", "/rule/allow", "{}", 405),
     ] {
         let (status, error) = world.failure(method, &format!("/api/v1{path}"), body);
         assert_eq!(status, expected, "{method} {path}: {error}");

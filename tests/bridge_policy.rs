@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bridge_world::*;
-use outcall::bridge::{BridgeCommand, StopMode};
+use outcall::bridge::{BridgeCommand, OperatorRefusal, OperatorWish, OwnedFlow, Protocol, StopMode};
 use outcall::daemon::control::ControlMessage;
 use outcall::docker_manager::Endpoint;
 use outcall::events::Layer;
@@ -334,5 +334,77 @@ fn grants_open_flows_and_revoking_ends_them() {
     assert_eq!(listed.len(), 256);
     assert!(listed.iter().all(|flow| flow.destination != Ipv4Addr::new(8, 8, 0, 0)));
     assert!(a.connects(PUBLIC, 443));
+    assert!(daemon.healthy());
+}
+
+#[test]
+fn an_operators_flow_outlives_rules_and_daemons_but_not_its_container() {
+    if !enter() {
+        return;
+    }
+    // An ordinary address: a special-purpose one is never opened by hand.
+    const FAR: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
+    let outside = internet();
+    outside.run(&format!("ip addr add {FAR}/32 dev lo"));
+    let mut daemon = Daemon::start();
+    let default = network("outcall-default", "outcall0", 0);
+    daemon.ensure(&default);
+    let (a, a_end) = container(&default, 2, "vethA");
+    let (b, b_end) = container(&default, 3, "vethB");
+    daemon.publish(&[&default], &[&a_end, &b_end]);
+    let web = outside.listen(FAR, 443);
+    let wish = OperatorWish {
+        container: a_end.container.to_string(),
+        source: a_end.address,
+        destination: FAR,
+        protocol: Protocol::Tcp,
+        port: 443,
+        lasts: Duration::from_secs(600),
+    };
+    let allow = |daemon: &Daemon, wish: &OperatorWish| daemon.ask(|done| BridgeCommand::Allow(wish.clone(), done));
+    let other = OperatorWish { source: b_end.address, ..wish.clone() };
+    assert!(matches!(allow(&daemon, &other), Err(OperatorRefusal::Conflict(_))));
+    let special = OperatorWish { destination: PUBLIC, ..wish.clone() };
+    assert!(matches!(allow(&daemon, &special), Err(OperatorRefusal::Forbidden(_))));
+    assert!(!a.connects(FAR, 443));
+    let allowed = allow(&daemon, &wish).unwrap();
+    assert!(allowed.new && allowed.shown.handle > 0);
+    assert!(!allow(&daemon, &wish).unwrap().new);
+    let mut client = a.dial(FAR, 443).unwrap();
+    let (mut server, _) = web.accept().unwrap();
+    assert!(echoes(&mut client, &mut server) && !b.connects(FAR, 443));
+    let listed = daemon.ask(BridgeCommand::Grants).unwrap();
+    assert!(listed.len() == 1 && listed[0].packets > 0 && listed[0].bytes > 0 && listed[0].names.is_empty());
+    daemon.publish(&[&default], &[&a_end, &b_end]);
+    assert!(echoes(&mut client, &mut server));
+    daemon.ask(|done| BridgeCommand::TakeBack(allowed.grant.flow.clone(), done)).unwrap();
+    assert!(!echoes(&mut client, &mut server) && !a.connects(FAR, 443));
+
+    // Kept over a daemon: opened when the container is seen, and told as ended when another has its address.
+    let mut stranger = allowed.grant.clone();
+    stranger.flow.container_id = "f".repeat(64).into();
+    let mut unread = stranger.clone();
+    unread.flow.source = Ipv4Addr::new(10, 200, 0, 77);
+    let (sender, ended) = crossbeam_channel::unbounded();
+    let tell = move |flows: &[OwnedFlow]| sender.send(flows.to_vec()).is_ok();
+    let kept = vec![allowed.grant.clone(), stranger.clone(), unread.clone()];
+    assert!(daemon.commands.send(BridgeCommand::Restore { kept, ended: Box::new(tell) }).is_ok());
+    until("the kept flow to be open", || a.connects(FAR, 443));
+    web.accept().unwrap();
+    // Docker has not told of everybody yet, in this world; nobody is given up.
+    assert!(ended.try_recv().is_err());
+    daemon.directory_read = true;
+    daemon.publish(&[&default], &[&a_end, &b_end]);
+    let mut gone = ended.recv_timeout(Duration::from_secs(5)).unwrap();
+    gone.sort();
+    let mut expected = [stranger.flow, unread.flow];
+    expected.sort();
+    assert_eq!(gone, expected);
+    let mut client = a.dial(FAR, 443).unwrap();
+    let (mut server, _) = web.accept().unwrap();
+    assert!(echoes(&mut client, &mut server));
+    daemon.publish(&[&default], &[&b_end]);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(5)).unwrap(), [allowed.grant.flow]);
+    assert!(!echoes(&mut client, &mut server));
     assert!(daemon.healthy());
 }

@@ -389,3 +389,45 @@ fn rule_requests_are_shown_before_they_are_decided() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text_of(&output.stderr).contains("outcall requests list"));
 }
+
+#[test]
+fn direct_flows_are_listed_opened_and_ended() {
+    let row = json!({"container":"coder-1","destination":"9.9.9.9","port":53,"protocol":"udp","nft_handle":4,
+        "inserted_at":"2026-11-24T00:00:00.000Z","expires_in_secs":60,"packets":2,"bytes":120});
+    let attached = |address: &str| json!({"name":"coder-1","ipv4_address":address});
+    let network = |containers: &[Value]| {
+        json!({"exists":true,"network_id":"abc","name":"outcall-x","subnet":"10.200.0.0/24","gateway":"10.200.0.1",
+            "bridge":"oc-1","containers":containers})
+    };
+    let answers = |networks: Value| {
+        Daemon::new(vec![
+            ("GET /api/v1/rules/active", 200, ok(&json!([row]))),
+            ("POST /api/v1/rules/flush", 200, ok(&json!({"removed":2}))),
+            ("POST /api/v1/rule/allow", 201, ok(&row)),
+            ("GET /api/v1/networks", 200, ok(&networks)),
+        ])
+    };
+    let daemon = answers(json!([network(&[attached("10.200.0.2/24")])]));
+    let text = daemon.prints(&["rules", "active"]);
+    assert!(text.contains("coder-1    9.9.9.9      53    udp    60 s     2        120    2026"), "{text}");
+    assert_eq!(daemon.prints(&["rules", "flush"]), "Closed 2 direct flows; what ran of them is ended.\n");
+    let typed = ["rules", "allow", "coder-1", "9.9.9.9", "53", "--protocol", "udp", "--expires-in-secs", "60"];
+    assert!(daemon.prints(&typed).starts_with("coder-1 may reach 9.9.9.9:53 (udp) for 60 s.\n"));
+    let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
+    let sent = json!({"container":"coder-1","src_ip":"10.200.0.2","destination":"9.9.9.9","protocol":"udp","port":53,
+        "expires_in_secs":60});
+    assert_eq!(asked, sent);
+    let data: Value = serde_json::from_str(&daemon.prints(&["rules", "active", "--json"])).unwrap();
+    assert_eq!(data, json!([row]));
+
+    let two = answers(json!([network(&[attached("10.200.0.2/24")]), network(&[attached("10.200.1.2/24")])]));
+    let output = two.run(&typed);
+    let stderr = text_of(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("10.200.0.2, 10.200.1.2"), "{stderr}");
+    two.prints(&["rules", "allow", "coder-1", "9.9.9.9", "53", "--src-ip", "10.200.1.2"]);
+    assert!(two.last_asked().2.contains(r#""src_ip":"10.200.1.2""#));
+    for wrong in [["9.9.9.9", "0"], ["9.9.9.9", "65536"], ["example.com", "53"], ["::1", "53"]] {
+        assert_eq!(two.run(&["rules", "allow", "coder-1", wrong[0], wrong[1]]).status.code(), Some(2), "{wrong:?}");
+    }
+    assert_eq!(answers(json!([])).run(&typed).status.code(), Some(2));
+}

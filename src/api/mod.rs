@@ -26,7 +26,10 @@ pub use proxy::{InterceptStatus, LeavesFlushed, ProxyStatus};
 pub use requests::{
     PendingRuleRequest, RuleRequestApprove, RuleRequestApproved, RuleRequestReject, RuleRequestRejected,
 };
-pub use rules::{EgressView, EvaluateRequest, Evaluated, Reloaded, RuleDetail, RuleSummary, RuleTest, RuleTested};
+pub use rules::{
+    ActiveRule, EgressView, EvaluateRequest, Evaluated, Reloaded, RuleAllow, RuleDetail, RuleSummary, RuleTest,
+    RuleTested, RulesFlushed,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct ProxyStatus {
     pub running: bool,
     pub listen_address: String,
-    /// What a container of the default network uses as `HTTP_PROXY`.
+    /// What a container of the default network uses as `HTTP_PROXY`; empty while there is no managed network.
     pub proxy_url: String,
     pub active_connections: u64,
     pub total_requests: u64,

@@ -90,3 +90,49 @@ pub struct RuleTested {
     /// Why there is no result.
     pub error: Option<String>,
 }
+
+/// One row of `GET /rules/active`: a flow that may leave directly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub struct ActiveRule {
+    pub container: String,
+    pub destination: String,
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Of the nftables set that holds it: its elements have no handles of their own.
+    pub nft_handle: u64,
+    /// RFC 3339, UTC.
+    pub inserted_at: String,
+    /// New flows may begin until then; those that run go on.
+    pub expires_in_secs: u64,
+    /// From the container.
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// `POST /rules/flush`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names are the contract's own words
+pub struct RulesFlushed {
+    pub removed: usize,
+}
+
+/// `POST /rule/allow`; the answer is an [`ActiveRule`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleAllow {
+    /// Name or id.
+    pub container: String,
+    /// The container's own address.
+    pub src_ip: String,
+    /// An ordinary IPv4 address.
+    pub destination: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// 1 to 65535.
+    pub port: u16,
+    /// 1 to 86400; 3600 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_secs: Option<u64>,
+}

@@ -22,6 +22,7 @@ use super::conntrack::Conntrack;
 use super::firewall::Firewall;
 use super::grants::GrantBook;
 use super::links::{Link, Links};
+use super::operator::OperatorGrant;
 use super::plan::{NetworkPlan, Plan};
 use super::ports::Claim;
 use super::socket::KernelError;
@@ -43,6 +44,8 @@ pub(super) struct Enforcer {
     /// On which bridge a veth was last claimed: what tells two veths of one container apart when both lost theirs.
     pub homes: BTreeMap<u32, String>,
     pub grants: GrantBook,
+    /// Flows that an operator opened before the daemon was started anew, until their container is seen.
+    pub awaited: Vec<OperatorGrant>,
     /// Endpoints whose veth is gone, to be told to control.
     pub gone: Vec<Claim>,
     /// Bridges that this process made.
@@ -70,6 +73,7 @@ impl Enforcer {
             claims: BTreeMap::new(),
             homes: BTreeMap::new(),
             grants: GrantBook::default(),
+            awaited: Vec::new(),
             gone: Vec::new(),
             made: BTreeSet::new(),
             found_tables,
@@ -212,7 +216,9 @@ impl Enforcer {
                 warn!(target: LOG, "network {}: {reason}", network.name);
             }
         }
-        self.reconcile()
+        self.reconcile()?;
+        self.restore(now);
+        Ok(())
     }
 
     /// The bridges that the policy covers and that exist.
@@ -277,6 +283,7 @@ impl Enforcer {
     /// `POST /bridge/down`: the containers' veths down, bridges away, then the tables. A veth that stays up without a
     /// bridge would be an interface of the host like any other, and the host would forward what it sends.
     pub fn take_down(&mut self) -> Result<(), KernelError> {
+        self.forget_awaited();
         self.grants.revoke_all();
         self.down = true;
         self.sweep()?;

@@ -65,6 +65,11 @@ impl Firewall {
         readback::flows(&mut self.socket)
     }
 
+    /// The kernel's handle of their set.
+    pub fn flows_handle(&mut self) -> Result<u64, KernelError> {
+        readback::flows_handle(&mut self.socket)
+    }
+
     /// True when a table of ours exists.
     pub fn any_table(&mut self) -> Result<bool, KernelError> {
         readback::any_table(&mut self.socket)

@@ -3,14 +3,18 @@
 //! Owns: the agreement of the grant book, the kernel's set and conntrack. Does not own: which grants hold
 //! (`grants.rs`).
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use tracing::{info, warn};
 
 use crate::docker_manager::Endpoint;
 use crate::rule_engine::RuleSet;
 
 use super::Grant;
-use super::enforcer::Enforcer;
-use super::grants::{GrantedFlow, allowed};
+use super::enforcer::{Enforcer, LOG};
+use super::grants::{Change, GrantedFlow, Operated, allowed};
+use super::operator::{self, Allowed, LONGEST, OperatorGrant, OperatorRefusal, OperatorWish, OwnedFlow, Protocol};
 use super::ports::same_identity;
 use super::readback::FlowKey;
 use super::socket::KernelError;
@@ -36,14 +40,90 @@ impl Enforcer {
             return Err(format!("the rules no longer allow {name} directly"));
         }
         let change = self.grants.grant(&grant, now);
-        let closing = self.existing(&change.close).map_err(|error| error.to_string())?;
-        self.firewall.change_flows(&closing, &change.open).map_err(|error| {
+        self.apply(&change).map_err(|error| error.to_string())
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), KernelError> {
+        let closing = self.existing(&change.close)?;
+        let applied = self.firewall.change_flows(&closing, &change.open);
+        if applied.is_err() {
             // What the kernel does not have must not stand in the book.
             for (key, _) in &change.open {
                 self.grants.forget(key);
             }
-            error.to_string()
-        })
+        }
+        applied
+    }
+
+    /// Opens a flow that the operator asks for; done when the kernel has it.
+    pub fn allow(&mut self, wish: &OperatorWish, now: Instant) -> Result<Allowed, OperatorRefusal> {
+        if self.down {
+            let text = "the bridges are down; POST /api/v1/bridge/up (outcall bridge up) first";
+            return Err(OperatorRefusal::Conflict(text.to_owned()));
+        }
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Err(OperatorRefusal::Conflict("no container is known yet; try again".to_owned()));
+        };
+        let endpoint = operator::judge(wish, &snapshot.directory)?;
+        let key = FlowKey {
+            source: endpoint.address,
+            destination: wish.destination,
+            protocol: wish.protocol.number(),
+            port: wish.port,
+        };
+        let lasts = wish.lasts.min(LONGEST);
+        let operated = self.grants.operate(&endpoint, key, lasts, now).map_err(OperatorRefusal::Conflict)?;
+        let Operated { change, new, inserted_at, left } = operated;
+        let failed = |error: KernelError| OperatorRefusal::Failed(error.to_string());
+        self.apply(&change).map_err(failed)?;
+        let found = self.firewall.flows().map_err(failed)?.into_iter().find(|flow| flow.key == key);
+        let handle = self.firewall.flows_handle().map_err(failed)?;
+        let shown = found.and_then(|found| self.grants.describe(&found, handle, now));
+        let flow = OwnedFlow::new(&endpoint.container_id, key);
+        let expires_at = SystemTime::now() + left;
+        let grant = OperatorGrant { flow, container: Arc::clone(&endpoint.container), inserted_at, expires_at };
+        match shown {
+            Some(shown) => Ok(Allowed { grant, shown, new }),
+            None => Err(OperatorRefusal::Failed("the kernel does not show the flow that it took".to_owned())),
+        }
+    }
+
+    /// Takes the operator's word for a flow back, and ends what runs of it unless a name allows it too.
+    pub fn take_back(&mut self, flow: &OwnedFlow) -> Result<(), KernelError> {
+        let Some(key) = self.grants.take_back(&flow.key()) else { return Ok(()) };
+        self.close_flows(&[key])?;
+        self.conntrack.end(|flow| *flow == key).map(drop)
+    }
+
+    /// Opens the kept flows of containers that are there with the address they had; those whose container is not, are
+    /// told as ended, as soon as Docker has said who is there.
+    pub fn restore(&mut self, now: Instant) {
+        let Some(snapshot) = self.snapshot.clone().filter(|_| !self.awaited.is_empty() && !self.down) else { return };
+        let directory = &snapshot.directory;
+        for grant in std::mem::take(&mut self.awaited) {
+            let OwnedFlow { container_id, source, destination, protocol, port } = grant.flow.clone();
+            let left = grant.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+            let Some(protocol) = Protocol::numbered(protocol).filter(|_| !left.is_zero()) else {
+                self.grants.ended.push(grant.flow);
+                continue;
+            };
+            let same = directory.endpoints.get(&source).is_some_and(|endpoint| endpoint.container_id == container_id);
+            if !same && !directory.read {
+                self.awaited.push(grant);
+                continue;
+            }
+            let container = container_id.to_string();
+            let wish = OperatorWish { container, source, destination, protocol, port, lasts: left };
+            match self.allow(&wish, now) {
+                Ok(allowed) => {
+                    info!(target: LOG, "{} may reach {destination}:{port} again", allowed.shown.endpoint.container)
+                }
+                Err(refusal) => {
+                    warn!(target: LOG, "the kept flow of {} to {destination}:{port} is not opened: {refusal}", grant.container);
+                    self.grants.ended.push(grant.flow);
+                }
+            }
+        }
     }
 
     /// Closes flows; those running go on.
@@ -73,7 +153,10 @@ impl Enforcer {
     pub fn flush(&mut self, endpoint: Option<&Endpoint>) -> Result<usize, KernelError> {
         let keys = match endpoint {
             Some(endpoint) => self.grants.revoke(endpoint),
-            None => self.grants.revoke_all(),
+            None => {
+                self.forget_awaited();
+                self.grants.revoke_all()
+            }
         };
         if !self.down {
             self.close_flows(&keys)?;
@@ -84,13 +167,19 @@ impl Enforcer {
         Ok(keys.len())
     }
 
+    /// What was kept and is not open yet will not be.
+    pub fn forget_awaited(&mut self) {
+        self.grants.ended.extend(self.awaited.drain(..).map(|grant| grant.flow));
+    }
+
     /// The granted flows with the kernel's counters.
     pub fn granted(&mut self, now: Instant) -> Result<Vec<GrantedFlow>, KernelError> {
         if self.down {
             return Ok(Vec::new());
         }
         let found = self.firewall.flows()?;
-        Ok(found.iter().filter_map(|flow| self.grants.describe(&flow.key, now, flow.packets, flow.bytes)).collect())
+        let handle = self.firewall.flows_handle()?;
+        Ok(found.iter().filter_map(|flow| self.grants.describe(flow, handle, now)).collect())
     }
 
     /// Those of `keys` that the kernel still has: deleting another fails the whole transaction.

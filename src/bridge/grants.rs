@@ -1,20 +1,21 @@
 //! The granted flows: who may reach what directly, why, and until when.
 //!
-//! Owns: the cap per container, refreshes, and the judgement whether a grant still holds, also for connections that
-//! run on after their grant has ended. Does not own: the kernel's set. A value: it is given the time and tells what to
-//! change.
+//! Owns: the caps, refreshes, and the judgement whether a grant still holds, also for connections that run on after
+//! their grant has ended. A flow is granted by names that resolved to it, by the operator, or by both. Does not own:
+//! the kernel's set. A value: it is given the time and tells what to change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::docker_manager::Endpoint;
 use crate::rule_engine::{Agent, RuleSet};
 
 use super::Grant;
+use super::operator::{MAX_OPERATED, MAX_OPERATED_PER_CONTAINER, OwnedFlow};
 use super::ports::same_identity;
-use super::readback::FlowKey;
+use super::readback::{FlowKey, FoundFlow};
 
 /// Granted flows a container, the oldest out: a name with many answers stays usable, the kernel's set bounded.
 pub const MAX_PER_CONTAINER: usize = 256;
@@ -28,13 +29,25 @@ struct Entry {
     endpoint: Arc<Endpoint>,
     /// The names that resolved to it, each with its own end.
     names: BTreeMap<Box<str>, Instant>,
+    /// Until when the operator's own word opens it.
+    operator: Option<Instant>,
+    inserted_at: SystemTime,
     /// Grows with every grant and refresh: the least is the oldest.
     age: u64,
 }
 
 impl Entry {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        let endpoint = Arc::clone(endpoint);
+        Entry { endpoint, names: BTreeMap::new(), operator: None, inserted_at: SystemTime::now(), age: 0 }
+    }
+
     fn expires(&self) -> Option<Instant> {
-        self.names.values().max().copied()
+        self.names.values().copied().chain(self.operator).max()
+    }
+
+    fn holds(&self) -> bool {
+        !self.names.is_empty() || self.operator.is_some()
     }
 }
 
@@ -42,6 +55,8 @@ impl Entry {
 struct Past {
     endpoint: Arc<Endpoint>,
     names: BTreeSet<Box<str>>,
+    /// The operator opened it: no rule that is taken away ends it.
+    operator: bool,
     /// When it came here, on the book's clock.
     age: u64,
 }
@@ -53,6 +68,16 @@ pub(super) struct Change {
     pub close: Vec<FlowKey>,
     /// Flows to open, with milliseconds.
     pub open: Vec<(FlowKey, u64)>,
+}
+
+/// What the book says of an operator's flow.
+pub(super) struct Operated {
+    pub change: Change,
+    /// Whether the operator had not opened it already.
+    pub new: bool,
+    pub inserted_at: SystemTime,
+    /// What is left: more than was asked for when it had more already.
+    pub left: Duration,
 }
 
 /// A granted flow, for the operator.
@@ -68,8 +93,12 @@ pub struct GrantedFlow {
     pub port: u16,
     /// The names it was granted for.
     pub names: Vec<Box<str>>,
-    /// Until when new flows may begin.
+    /// When it was opened.
+    pub inserted_at: SystemTime,
+    /// How long new flows may begin.
     pub expires_in: Duration,
+    /// The kernel's handle of the set that the element is in; elements have none of their own.
+    pub handle: u64,
     /// Packets from the container since the element was made.
     pub packets: u64,
     /// Bytes of these.
@@ -82,6 +111,8 @@ pub(super) struct GrantBook {
     entries: HashMap<FlowKey, Entry>,
     past: HashMap<FlowKey, Past>,
     clock: u64,
+    /// Operator's flows that ended otherwise than by their time: to be told to who keeps them.
+    pub ended: Vec<OwnedFlow>,
 }
 
 impl GrantBook {
@@ -104,11 +135,7 @@ impl GrantBook {
         let mut change = Change::default();
         for key in keys {
             self.clock += 1;
-            let entry = self.entries.entry(key).or_insert_with(|| Entry {
-                endpoint: Arc::clone(&grant.endpoint),
-                names: BTreeMap::new(),
-                age: 0,
-            });
+            let entry = self.entries.entry(key).or_insert_with(|| Entry::new(&grant.endpoint));
             entry.age = self.clock;
             entry.endpoint = Arc::clone(&grant.endpoint);
             if !entry.names.contains_key(&grant.name) && entry.names.len() >= MAX_NAMES {
@@ -126,16 +153,63 @@ impl GrantBook {
         change
     }
 
-    /// Takes out the oldest flows of `source` beyond the cap.
+    /// Takes a flow in that the operator opens; one that is open already is never shortened.
+    ///
+    /// # Errors
+    /// Which cap is reached.
+    pub fn operate(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        key: FlowKey,
+        lasts: Duration,
+        now: Instant,
+    ) -> Result<Operated, String> {
+        self.forget_expired(now);
+        let operated = || self.entries.iter().filter(|(_, entry)| entry.operator.is_some());
+        let new = self.entries.get(&key).is_none_or(|entry| entry.operator.is_none());
+        if new && operated().count() >= MAX_OPERATED {
+            return Err(format!("{MAX_OPERATED} flows are opened by hand already; flush them, or write a rule"));
+        }
+        if new && operated().filter(|(other, _)| other.source == key.source).count() >= MAX_OPERATED_PER_CONTAINER {
+            let name = &endpoint.container;
+            return Err(format!(
+                "{MAX_OPERATED_PER_CONTAINER} flows are opened by hand for {name} already; flush them, or write a rule"
+            ));
+        }
+        self.clock += 1;
+        let entry = self.entries.entry(key).or_insert_with(|| Entry::new(endpoint));
+        entry.age = self.clock;
+        let until = (now + lasts).max(entry.operator.unwrap_or(now));
+        entry.operator = Some(until);
+        let left = entry.expires().unwrap_or(until).saturating_duration_since(now);
+        let inserted_at = entry.inserted_at;
+        let change = Change { open: vec![(key, milliseconds(left))], close: self.evict(key.source) };
+        Ok(Operated { change, new, inserted_at, left: until.saturating_duration_since(now) })
+    }
+
+    /// Takes the operator's word for a flow back; gives the flow to close when no name holds it.
+    pub fn take_back(&mut self, key: &FlowKey) -> Option<FlowKey> {
+        let entry = self.entries.get_mut(key)?;
+        entry.operator = None;
+        let over = !entry.holds();
+        if over {
+            self.entries.remove(key);
+        }
+        over.then_some(*key)
+    }
+
+    /// Takes out the oldest flows of `source` beyond the cap; never one that the operator opened, so that a container
+    /// cannot push it out by resolving names.
     fn evict(&mut self, source: Ipv4Addr) -> Vec<FlowKey> {
-        let mut own: Vec<(u64, FlowKey)> =
-            self.entries.iter().filter(|(key, _)| key.source == source).map(|(key, entry)| (entry.age, *key)).collect();
-        let surplus = own.len().saturating_sub(MAX_PER_CONTAINER);
-        own.sort_unstable();
-        let evicted: Vec<FlowKey> = own.into_iter().take(surplus).map(|(_, key)| key).collect();
+        let own = || self.entries.iter().filter(|(key, _)| key.source == source);
+        let surplus = own().count().saturating_sub(MAX_PER_CONTAINER);
+        let mut candidates: Vec<(u64, FlowKey)> =
+            own().filter(|(_, entry)| entry.operator.is_none()).map(|(key, entry)| (entry.age, *key)).collect();
+        candidates.sort_unstable();
+        let evicted: Vec<FlowKey> = candidates.into_iter().take(surplus).map(|(_, key)| key).collect();
         for key in &evicted {
             if let Some(entry) = self.entries.remove(key) {
-                self.remember(*key, &entry.endpoint, entry.names.into_keys());
+                self.remember(*key, &entry.endpoint, entry.names.into_keys(), false);
             }
         }
         evicted
@@ -143,12 +217,19 @@ impl GrantBook {
 
     /// Keeps the names of a grant that ended by itself, the latest [`MAX_PER_CONTAINER`] flows of each container: what
     /// runs on beyond these ends with the next rules.
-    fn remember(&mut self, key: FlowKey, endpoint: &Arc<Endpoint>, names: impl Iterator<Item = Box<str>>) {
+    fn remember(
+        &mut self,
+        key: FlowKey,
+        endpoint: &Arc<Endpoint>,
+        names: impl Iterator<Item = Box<str>>,
+        operator: bool,
+    ) {
         self.clock += 1;
-        let fresh = || Past { endpoint: Arc::clone(endpoint), names: BTreeSet::new(), age: 0 };
+        let fresh = || Past { endpoint: Arc::clone(endpoint), names: BTreeSet::new(), operator: false, age: 0 };
         let past = self.past.entry(key).or_insert_with(fresh);
         past.age = self.clock;
         past.names.extend(names);
+        past.operator |= operator;
         while past.names.len() > MAX_NAMES {
             past.names.pop_first();
         }
@@ -167,15 +248,15 @@ impl GrantBook {
         self.entries.retain(|key, entry| {
             let endpoint = &entry.endpoint;
             entry.names.retain(|name, _| allowed(rules, endpoint, name, key.destination, key.port));
-            if entry.names.is_empty() {
+            if !entry.holds() {
                 closed.push(*key);
             }
-            !entry.names.is_empty()
+            entry.holds()
         });
         self.past.retain(|key, past| {
             let endpoint = &past.endpoint;
             past.names.retain(|name| allowed(rules, endpoint, name, key.destination, key.port));
-            !past.names.is_empty()
+            !past.names.is_empty() || past.operator
         });
         closed
     }
@@ -211,7 +292,9 @@ impl GrantBook {
 
     /// Takes one flow out.
     pub fn forget(&mut self, key: &FlowKey) {
-        self.entries.remove(key);
+        if let Some(entry) = self.entries.remove(key).filter(|entry| entry.operator.is_some()) {
+            self.ended.push(OwnedFlow::new(&entry.endpoint.container_id, *key));
+        }
     }
 
     /// Whether a flow is in force.
@@ -220,9 +303,12 @@ impl GrantBook {
     }
 
     /// A flow for the operator, with the kernel's counters.
-    pub fn describe(&self, key: &FlowKey, now: Instant, packets: u64, bytes: u64) -> Option<GrantedFlow> {
-        let entry = self.entries.get(key)?;
+    pub fn describe(&self, found: &FoundFlow, handle: u64, now: Instant) -> Option<GrantedFlow> {
+        let FoundFlow { key, packets, bytes, .. } = *found;
+        let entry = self.entries.get(&key)?;
         Some(GrantedFlow {
+            inserted_at: entry.inserted_at,
+            handle,
             endpoint: Arc::clone(&entry.endpoint),
             destination: key.destination,
             protocol: key.protocol,
@@ -236,10 +322,14 @@ impl GrantBook {
 
     fn take(&mut self, which: impl Fn(&Entry) -> bool) -> Vec<FlowKey> {
         let mut closed = Vec::new();
+        let ended = &mut self.ended;
         self.entries.retain(|key, entry| {
             let taken = which(entry);
             if taken {
                 closed.push(*key);
+            }
+            if taken && entry.operator.is_some() {
+                ended.push(OwnedFlow::new(&entry.endpoint.container_id, *key));
             }
             !taken
         });
@@ -251,14 +341,15 @@ impl GrantBook {
         self.entries.retain(|key, entry| {
             let ended: Vec<Box<str>> =
                 entry.names.iter().filter(|(_, end)| **end <= now).map(|(name, _)| name.clone()).collect();
-            if !ended.is_empty() {
+            let operator = entry.operator.take_if(|end| *end <= now).is_some();
+            if !ended.is_empty() || operator {
                 entry.names.retain(|_, end| *end > now);
-                expired.push((*key, Arc::clone(&entry.endpoint), ended));
+                expired.push((*key, Arc::clone(&entry.endpoint), ended, operator));
             }
-            !entry.names.is_empty()
+            entry.holds()
         });
-        for (key, endpoint, names) in expired {
-            self.remember(key, &endpoint, names.into_iter());
+        for (key, endpoint, names, operator) in expired {
+            self.remember(key, &endpoint, names.into_iter(), operator);
         }
     }
 }
@@ -275,126 +366,5 @@ fn milliseconds(left: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::docker_manager::ManagedNetwork;
-    use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
-
-    fn rules(names: &[&str]) -> Arc<RuleSet> {
-        let rule = |name: &&str| {
-            let condition = format!("dns.query == \"{name}\" && agent.name == \"agent\"");
-            format!("  - {{ id: {name}, condition: '{condition}', action: allow, egress: {{ mode: direct_ip }} }}\n")
-        };
-        let text = format!("version: '1'\nrules:\n{}", names.iter().map(rule).collect::<String>());
-        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
-        load_sources(&[Source { name: "test.yaml".to_owned(), text }], &options, None).unwrap().set
-    }
-
-    fn endpoint() -> Arc<Endpoint> {
-        Arc::new(Endpoint {
-            container_id: "1".into(),
-            container: "agent-1".into(),
-            agent: "agent".into(),
-            network: Arc::new(ManagedNetwork {
-                name: "outcall-default".to_owned(),
-                id: String::new(),
-                bridge: "outcall0".to_owned(),
-                subnet: "10.200.0.0/24".parse().unwrap(),
-                gateway: "10.200.0.1".parse().unwrap(),
-            }),
-            address: Ipv4Addr::new(10, 200, 0, 2),
-            mac: [2, 0, 0, 0, 0, 2],
-            sandbox_key: String::new(),
-            pid: 1,
-        })
-    }
-
-    fn grant(rules: &RuleSet, name: &str, address: u32, seconds: u64) -> Grant {
-        Grant {
-            endpoint: endpoint(),
-            name: name.into(),
-            rule: Arc::clone(&rules.rules()[0]),
-            addresses: vec![Ipv4Addr::from_bits(0x0808_0000 + address)],
-            ports: vec![443],
-            ttl: Duration::from_secs(seconds),
-        }
-    }
-
-    #[test]
-    fn the_oldest_flow_of_a_container_makes_room() {
-        let (rules, now) = (rules(&["a.example"]), Instant::now());
-        let mut book = GrantBook::default();
-        for address in 0..256 {
-            assert!(book.grant(&grant(&rules, "a.example", address, 60), now).close.is_empty());
-        }
-        // A refresh makes the first one the youngest.
-        book.grant(&grant(&rules, "a.example", 0, 60), now);
-        let change = book.grant(&grant(&rules, "a.example", 1000, 60), now);
-        assert_eq!(change.close.iter().map(|key| key.destination).collect::<Vec<_>>(), [Ipv4Addr::new(8, 8, 0, 1)]);
-        assert_eq!((change.open.len(), book.flows(now).len()), (1, MAX_PER_CONTAINER));
-    }
-
-    #[test]
-    fn a_refresh_never_shortens() {
-        let (rules, now) = (rules(&["a.example"]), Instant::now());
-        let mut book = GrantBook::default();
-        book.grant(&grant(&rules, "a.example", 1, 600), now);
-        let later = now + Duration::from_secs(100);
-        assert_eq!(book.grant(&grant(&rules, "a.example", 1, 60), later).open[0].1, 500_000);
-        assert_eq!(book.flows(now + Duration::from_secs(601)), []);
-    }
-
-    #[test]
-    fn a_flow_holds_as_long_as_one_of_its_names_is_allowed() {
-        let (both, now) = (rules(&["a.example", "b.example"]), Instant::now());
-        let mut book = GrantBook::default();
-        book.grant(&grant(&both, "a.example", 1, 60), now);
-        book.grant(&grant(&both, "b.example", 1, 60), now);
-        assert_eq!(book.rejudge(&rules(&["b.example"]), now), []);
-        let closed = book.rejudge(&rules(&["a.example"]), now);
-        assert_eq!((closed.len(), book.flows(now).len()), (1, 0));
-    }
-
-    #[test]
-    fn what_runs_on_after_its_grant_ends_with_its_rule() {
-        let (both, now) = (rules(&["a.example", "b.example"]), Instant::now());
-        let later = now + Duration::from_secs(61);
-        let mut book = GrantBook::default();
-        book.grant(&grant(&both, "a.example", 1, 60), now);
-        let [(key, _)] = book.flows(now)[..] else { panic!("one flow") };
-        assert_eq!(book.flows(later), []);
-        assert!(book.any() && !book.holds(&key));
-        // Other rules leave it alone; those without its name do not, and nothing is left to close.
-        assert_eq!(book.rejudge(&rules(&["a.example"]), later), []);
-        assert!(book.may_run(&key));
-        assert_eq!(book.rejudge(&rules(&["b.example"]), later), []);
-        assert!(!book.may_run(&key) && !book.any());
-    }
-
-    #[test]
-    fn an_evicted_flow_runs_on_until_its_rule_ends() {
-        let (rules, now) = (rules(&["a.example"]), Instant::now());
-        let mut book = GrantBook::default();
-        for address in 0..600 {
-            book.grant(&grant(&rules, "a.example", address, 60), now);
-        }
-        let first = book.flows(now)[0].0;
-        let key = |address: u32| FlowKey { destination: Ipv4Addr::from_bits(0x0808_0000 + address), ..first };
-        assert!(book.may_run(&key(600 - 257)) && book.may_run(&key(600 - 512)));
-        assert!(!book.may_run(&key(600 - 513)));
-        book.revoke(&endpoint());
-        assert!(!book.any());
-    }
-
-    #[test]
-    fn only_a_direct_rule_with_that_port_and_a_public_address_allows() {
-        let rules = rules(&["a.example"]);
-        let public = Ipv4Addr::new(8, 8, 8, 8);
-        assert!(allowed(&rules, &endpoint(), "a.example", public, 443));
-        assert!(!allowed(&rules, &endpoint(), "a.example", public, 22));
-        assert!(!allowed(&rules, &endpoint(), "b.example", public, 443));
-        assert!(!allowed(&rules, &endpoint(), "a.example", Ipv4Addr::new(10, 0, 0, 1), 443));
-        let other = Endpoint { agent: "other".into(), ..(*endpoint()).clone() };
-        assert!(!allowed(&rules, &other, "a.example", public, 443));
-    }
-}
+#[path = "grants_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@
 //! | `readback` | the kernel's tables, compared with the plan |
 //! | `links` | bridges, ports, addresses, by neli |
 //! | `ports`, `identity` | whose a veth is, and its filter |
-//! | `grants`, `flows`, `conntrack` | granted flows, and their end |
+//! | `grants`, `flows`, `conntrack` | granted flows, and their end; `operator`: those opened by hand |
 //! | `kernel_log` | drops become events |
 //! | `probe` | whether this kernel can do all that, for `outcall doctor` |
 //! | `enforcer` | all of that, in the right order; `run` is the thread, `closer` its end in a panic |
@@ -24,6 +24,7 @@ mod grants;
 mod identity;
 mod kernel_log;
 mod links;
+mod operator;
 mod plan;
 mod plan_ports;
 mod ports;
@@ -38,6 +39,10 @@ mod wire;
 pub use closer::Closer;
 pub use config::{BridgeConfig, StartError};
 pub use grants::{GrantedFlow, MAX_PER_CONTAINER};
+pub use operator::{
+    Allowed, LONGEST, MAX_OPERATED, MAX_OPERATED_PER_CONTAINER, OperatorGrant, OperatorRefusal, OperatorWish,
+    OwnedFlow, Protocol,
+};
 pub use plan::{BRIDGE_PREFIX, FLOW_MARK, VETTED_MARK};
 pub use probe::{PROBE_ARGUMENT, Probed, probe};
 pub use reason::{LOG_GROUP, Reason};
@@ -78,6 +83,18 @@ pub enum BridgeCommand {
     },
     /// Open direct flows; answered when the kernel has them.
     Grant(Grant, Reply<Result<(), String>>),
+    /// Open a flow that the operator asks for; answered when the kernel has it.
+    Allow(OperatorWish, Reply<Result<Allowed, OperatorRefusal>>),
+    /// Take such a flow back.
+    TakeBack(OwnedFlow, Reply<Result<(), String>>),
+    /// Open the flows again that an operator had opened before this daemon was started, each as soon as its container
+    /// is known to be there with its address.
+    Restore {
+        /// What was kept.
+        kept: Vec<OperatorGrant>,
+        /// Told, from now on, of operators' flows that end otherwise than by their time; false: not now.
+        ended: TellEnded,
+    },
     /// The flows granted now, with the kernel's counters.
     Grants(Reply<Result<Vec<GrantedFlow>, String>>),
     /// End all granted flows, running ones too; answered with the number of grants.
@@ -93,6 +110,9 @@ pub enum BridgeCommand {
     /// Finish.
     Stop(StopMode),
 }
+
+/// How whoever keeps operators' flows hears of those that ended; false: not now.
+pub type TellEnded = Box<dyn Fn(&[OwnedFlow]) -> bool + Send>;
 
 /// Puts the closed base table in place and nothing else (`--lockdown`): at boot, before Docker starts. What the
 /// tables of a running daemon have open is closed too; that daemon puts it back.

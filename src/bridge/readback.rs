@@ -154,6 +154,22 @@ pub(super) fn flows(socket: &mut Socket) -> Result<Vec<FoundFlow>, KernelError> 
         .collect())
 }
 
+/// The kernel's handle of the set of granted flows.
+pub(super) fn flows_handle(socket: &mut Socket) -> Result<u64, KernelError> {
+    /// `NFTA_SET_HANDLE`
+    const HANDLE: u16 = 16;
+    let family = super::tables::Family::Inet as u8;
+    let sets = socket
+        .dump("list the sets", || Request::netfilter(SUBSYSTEM, GET_SET, F_DUMP, family, 0).text(1, "outcall"))?;
+    let handle = sets.iter().find_map(|set| {
+        let message = set.message();
+        let attributes = message.netfilter_attributes();
+        let ours = attributes.find(2)?.text().as_bytes() == DIRECT4.to_bytes();
+        if ours { attributes.find(HANDLE)?.number() } else { None }
+    });
+    Ok(handle.unwrap_or(0))
+}
+
 fn get(kind: u8) -> Request {
     Request::netfilter(SUBSYSTEM, kind, F_DUMP, 0, 0)
 }

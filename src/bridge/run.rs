@@ -28,7 +28,7 @@ use super::readback;
 use super::reason::Reason;
 use super::socket::{KernelError, Socket};
 use super::wire;
-use super::{BridgeCommand, Closer, StopMode, panic_closed};
+use super::{Allowed, BridgeCommand, Closer, Protocol, StopMode, TellEnded, panic_closed};
 
 const LINKS: Token = Token(0);
 const TABLES: Token = Token(1);
@@ -65,6 +65,8 @@ pub struct Bridge {
     claim_until: Option<Instant>,
     /// A snapshot that could not be taken in full: acknowledged once the kernel is as planned.
     unacknowledged: Option<u64>,
+    /// Told of operators' flows that ended.
+    ended: Option<TellEnded>,
     /// Set by a stop in order: nothing is left to close.
     stopped: bool,
 }
@@ -124,6 +126,7 @@ impl Bridge {
             last_repair: None,
             claim_until: None,
             unacknowledged: None,
+            ended: None,
             stopped: false,
         })
     }
@@ -188,6 +191,7 @@ impl Bridge {
             }
             self.command(command);
         }
+        self.tell_ended();
         None
     }
 
@@ -219,6 +223,21 @@ impl Bridge {
                 self.suspicious = true;
             }
             BridgeCommand::Grant(grant, done) => done.send(self.enforcer.grant(&grant, now)),
+            BridgeCommand::Allow(wish, done) => {
+                let allowed = self.enforcer.allow(&wish, now);
+                if let Ok(allowed) = &allowed {
+                    self.record(allowed);
+                }
+                done.send(allowed);
+            }
+            BridgeCommand::TakeBack(flow, done) => {
+                done.send(self.enforcer.take_back(&flow).map_err(|error| error.to_string()));
+            }
+            BridgeCommand::Restore { kept, ended } => {
+                self.enforcer.awaited = kept;
+                self.ended = Some(ended);
+                self.enforcer.restore(now);
+            }
             BridgeCommand::Grants(done) => {
                 done.send(self.enforcer.granted(now).map_err(|error| error.to_string()));
             }
@@ -230,11 +249,13 @@ impl Bridge {
                 let result = self.enforcer.up(now).map_err(|error| error.to_string());
                 self.wait_for_claims(now);
                 self.suspicious = true;
+                self.tell_ready();
                 done.send(result.map(|()| self.enforcer.status()));
             }
             BridgeCommand::Down(done) => {
                 let result = self.enforcer.take_down().map_err(|error| error.to_string());
                 self.tell_gone();
+                self.tell_ready();
                 done.send(result.map(|()| self.enforcer.status()));
             }
             BridgeCommand::Ping(done) => done.send(()),
@@ -263,7 +284,7 @@ impl Bridge {
 
     fn acknowledge(&mut self) {
         if let Some(generation) = self.unacknowledged.take() {
-            self.readiness.set("bridge", Ok(()));
+            self.tell_ready();
             self.tell(ControlMessage::Acknowledged { subsystem: Subsystem::Bridge, generation });
         }
     }
@@ -300,6 +321,31 @@ impl Bridge {
                 at: Instant::now(),
             });
         }
+    }
+
+    /// `/ready`: the kernel is as planned, which is no use to anybody while the bridges are down.
+    fn tell_ready(&self) {
+        let down =
+            "the bridges are down: containers have no network at all; POST /api/v1/bridge/up (outcall bridge up)";
+        self.readiness.set("bridge", if self.enforcer.down { Err(down.to_owned()) } else { Ok(()) });
+    }
+
+    /// Tells of operators' flows that ended; those that cannot be told now are told later.
+    fn tell_ended(&mut self) {
+        let ended = &mut self.enforcer.grants.ended;
+        if !ended.is_empty() && self.ended.as_ref().is_none_or(|tell| tell(ended)) {
+            ended.clear();
+        }
+    }
+
+    /// An operator's word is a decision too.
+    fn record(&self, allowed: &Allowed) {
+        let shown = &allowed.shown;
+        let mut event = Event::new(Layer::DirectIp, Verdict::Allow, "operator");
+        event.endpoint = Some(Arc::clone(&shown.endpoint));
+        event.destination = Some((shown.destination, shown.port).into());
+        event.protocol = Protocol::numbered(shown.protocol).map(Protocol::name);
+        self.events.record(event);
     }
 
     fn tell(&self, message: ControlMessage) {
@@ -348,7 +394,7 @@ impl Bridge {
                 self.suspicious = true;
                 warn!(target: LOG, "nftables was changed by someone else and has been put back: {}", differences.join("; "));
                 self.events.record(Event::new(Layer::Kernel, Verdict::Block, "table_restored"));
-                self.readiness.set("bridge", Ok(()));
+                self.tell_ready();
             }
             Err(error) => {
                 self.last_repair = Some(now);

@@ -142,6 +142,12 @@ pub enum RulesCommand {
     },
     /// Load the rule files anew; any error leaves the old rules in force
     Reload,
+    /// List the flows that are open directly, past the proxy
+    Active,
+    /// End all of them, running ones too
+    Flush,
+    /// Open a flow by hand: one container to one address and port, for a while
+    Allow(AllowArguments),
     /// Check rule files offline, as a start of outcalld would
     Check {
         /// Directory of rule files
@@ -157,6 +163,29 @@ pub enum RulesCommand {
         #[arg(long, value_name = "FILE")]
         context: PathBuf,
     },
+}
+
+/// `outcall rules allow`
+#[derive(Debug, clap::Args)]
+pub struct AllowArguments {
+    /// The container's name or id
+    #[arg(value_name = "CONTAINER")]
+    pub container: String,
+    /// Where to: an IPv4 address (a name needs a `direct_ip` rule)
+    #[arg(value_name = "ADDRESS")]
+    pub destination: std::net::Ipv4Addr,
+    /// Which port there
+    #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// tcp or udp
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub protocol: String,
+    /// How long new flows may begin, 1 to 86400 seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub expires_in_secs: u64,
+    /// The container's own address; needed when it has several
+    #[arg(long, value_name = "IP")]
+    pub src_ip: Option<std::net::Ipv4Addr>,
 }
 
 /// `outcall requests`

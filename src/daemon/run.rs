@@ -18,7 +18,10 @@ use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks};
 use crate::proxy::{Proxy, ProxyCommand, ProxyLinks};
 use crate::rule_engine::{self, RuleEngine, RuleEngineCommand, RuleEngineConfig};
 
-use crate::state::{RealDisk, RequestKeeper, RequestKeeperConfig, RequestStore, RequestsCommand};
+use crate::state::{
+    DynamicRules, DynamicRulesCommand, GrantKeeper, RealDisk, RequestKeeper, RequestKeeperConfig, RequestStore,
+    RequestsCommand,
+};
 use crate::unix_http;
 
 use super::control::ControlMessage;
@@ -125,6 +128,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     let (dns_poll, to_dns, dns_mailbox) = loop_parts::<DnsCommand>()?;
     let (proxy_poll, to_proxy, proxy_mailbox) = loop_parts::<ProxyCommand>()?;
     let (requests_poll, to_requests, requests_mailbox) = loop_parts::<RequestsCommand>()?;
+    let (grants_poll, to_grants, grants_mailbox) = loop_parts::<DynamicRulesCommand>()?;
     let (agent_poll, to_agents, agent_mailbox) = loop_parts::<AgentApiCommand>()?;
     let (host_poll, to_host, host_mailbox) = loop_parts::<HostApiCommand>()?;
     let readiness = Readiness::default();
@@ -199,6 +203,15 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     if !reached {
         return Err(StartFailure::new("network", "the bridge thread does not take the first snapshot"));
     }
+
+    // Who is there is known: what an operator had opened comes back, for the containers that are the same.
+    let (kept, said) = DynamicRules::open(Box::new(RealDisk), &flags.state_dir, unix_seconds());
+    said.iter().for_each(|line| tracing::warn!(target: "bridge", "{line}"));
+    readiness.warn("dynamic_rules", (!said.is_empty()).then(|| said.join("; ")));
+    let keeper = GrantKeeper::new(kept, to_bridge.clone(), grants_poll, grants_mailbox, to_grants.clone());
+    let stop = tell(to_grants.clone(), || DynamicRulesCommand::Stop);
+    run_thread(&mut *started, Subsystem::DynamicRules, &control, move || keeper.run(), stop)
+        .map_err(|error| StartFailure::new("network", error))?;
 
     step("dns", &readiness, || {
         let config = DnsConfig {
@@ -280,6 +293,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             leaves: to_leaves,
             rule_engine: to_rules.clone(),
             requests: to_requests.clone(),
+            dynamic_rules: to_grants.clone(),
             agent_api: to_agents.clone(),
             events: to_events,
             readiness: readiness.clone(),

@@ -25,6 +25,8 @@ pub enum Subsystem {
     AgentApi,
     /// Rule requests: their file, their checks, their approvals.
     RuleRequests,
+    /// Flows that operators opened by hand: their file.
+    DynamicRules,
 }
 
 impl Subsystem {
@@ -43,6 +45,7 @@ impl Subsystem {
             Subsystem::HostApi => "host_api",
             Subsystem::AgentApi => "agent_api",
             Subsystem::RuleRequests => "rule_requests",
+            Subsystem::DynamicRules => "dynamic_rules",
         }
     }
 }

@@ -130,6 +130,8 @@ pub struct Endpoint {
 pub struct Directory {
     /// When the question to Docker that this answers began: an address that is unknown here was unknown then.
     pub as_of: Instant,
+    /// Whether Docker has told of every managed network: before that, who is not here may be there all the same.
+    pub read: bool,
     /// The managed networks, by name.
     pub networks: Vec<Arc<ManagedNetwork>>,
     /// Container endpoints by their address.
@@ -140,7 +142,7 @@ impl Directory {
     /// A directory that knows nobody.
     #[must_use]
     pub fn empty(as_of: Instant) -> Self {
-        Directory { as_of, networks: Vec::new(), endpoints: HashMap::new() }
+        Directory { as_of, read: false, networks: Vec::new(), endpoints: HashMap::new() }
     }
 
     /// The managed network that `address` belongs to.

@@ -192,6 +192,7 @@ impl View {
     pub(super) fn directory(&mut self) -> Arc<Directory> {
         let as_of = self.networks.values().map(|seen| seen.as_of).min().unwrap_or(self.listed);
         let mut directory = Directory::empty(as_of);
+        directory.read = as_of > self.born;
         directory.networks = self.networks().cloned().collect();
         directory.networks.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for (network_id, seen) in &self.networks {
@@ -299,8 +300,10 @@ mod tests {
         view.listed(vec![network("outcall-a", "10.200.0.0/24"), network("outcall-b", "10.200.1.0/24")], born);
         view.inspected("id-outcall-a", BTreeMap::new(), born + Duration::from_millis(9));
         assert_eq!(view.directory().as_of, born, "outcall-b has not been asked about yet");
+        assert!(!view.directory().read);
         view.inspected("id-outcall-b", BTreeMap::new(), born + Duration::from_millis(4));
         assert_eq!(view.directory().as_of, born + Duration::from_millis(4));
+        assert!(view.directory().read);
         let change = view.listed(vec![network("outcall-b", "10.200.1.0/24")], born);
         assert_eq!((change.added.len(), change.removed.len()), (0, 1));
         let asked = born + Duration::from_millis(12);

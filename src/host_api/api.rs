@@ -13,7 +13,7 @@ use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request,
 use super::call::{Call, decoded};
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
-use super::{bridge, dns, health, network, proxy, requests, rules};
+use super::{bridge, dns, dynamic, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -90,7 +90,7 @@ impl Api {
     /// The route table.
     fn route(&self, method: &str, path: &str) -> Option<Route> {
         Some(match path.strip_prefix(PREFIX)? {
-            // `evaluate` and `test` are ids that a rule may have.
+            // `allow`, `evaluate` and `test` are ids that a rule may have.
             rule if method != "POST" && self.has_rule(rule) => Route::Get(rules::show),
             "/bridge" => Route::Get(bridge::status),
             "/bridge/up" => Route::Post(bridge::up),
@@ -101,6 +101,9 @@ impl Api {
             "/network/create" => Route::Post(network::create),
             "/network/destroy" => Route::Post(network::destroy),
             "/rules" => Route::Get(rules::list),
+            "/rules/active" => Route::Get(dynamic::active),
+            "/rules/flush" => Route::Post(dynamic::flush),
+            "/rule/allow" => Route::Post(dynamic::allow),
             "/rules/reload" => Route::Post(rules::reload),
             "/rule/evaluate" => Route::Post(rules::evaluate),
             "/rule/test" => Route::Post(rules::test),

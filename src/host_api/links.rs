@@ -16,7 +16,7 @@ use crate::event_loop::{Address, Reply};
 use crate::events::EventsCommand;
 use crate::proxy::ProxyCommand;
 use crate::rule_engine::RuleEngineCommand;
-use crate::state::RequestsCommand;
+use crate::state::{DynamicRulesCommand, RequestsCommand};
 use crate::unix_http::{Response, Ticket};
 
 /// The operator API's settings.
@@ -48,6 +48,8 @@ pub struct HostApiLinks {
     pub rule_engine: Address<RuleEngineCommand>,
     /// Owner of the rule requests.
     pub requests: Address<RequestsCommand>,
+    /// Keeps the flows that operators open.
+    pub dynamic_rules: Address<DynamicRulesCommand>,
     /// The agents' API: asked only whether it is alive.
     pub agent_api: Address<AgentApiCommand>,
     /// Writes decisions down: asked only whether it is alive.

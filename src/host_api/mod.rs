@@ -10,12 +10,13 @@
 //! | `api` | the route table and the waiting room |
 //! | `call` | one request: query, body |
 //! | `respond` | the envelope |
-//! | `bridge` `dns` `network` `proxy` `requests` `rules` `health` | one resource each |
+//! | `bridge` `dns` `dynamic` `network` `proxy` `requests` `rules` `health` | one resource each |
 
 mod api;
 mod bridge;
 mod call;
 mod dns;
+mod dynamic;
 mod health;
 mod links;
 mod network;

@@ -1,6 +1,6 @@
 //! From a name to a connection: resolve, vet each address, connect to the vetted ones in turn.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mio::net::TcpStream;
@@ -9,6 +9,7 @@ use crate::dns::{DnsCommand, ResolveError};
 use crate::event_loop::Reply;
 use crate::events::{Event, Verdict as EventVerdict};
 use crate::names::Host;
+use crate::network::is_this_host;
 use crate::rule_engine::Rule;
 
 use super::answer::Answer;
@@ -123,14 +124,6 @@ fn is_shut_host(address: SocketAddr, rule: Option<&Rule>) -> bool {
     !opened && is_this_host(address)
 }
 
-/// Asks the kernel's routing: towards an address of its own, a host speaks from that address. No packet is sent. An
-/// address without a route is nobody's, and cannot be dialled either.
-fn is_this_host(address: SocketAddr) -> bool {
-    let any = if address.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0u16; 8], 0)) };
-    let source = UdpSocket::bind(any).and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()));
-    source.is_ok_and(|source| source.ip() == address.ip())
-}
-
 /// Dials addresses that were vetted, the last one first.
 pub(super) fn redial(session: &mut Session, core: &mut Core, request: Box<Request>, left: Vec<SocketAddr>) -> Next {
     let dialling = Dialling { request, left, what_failed: "connection refused" };
@@ -220,15 +213,4 @@ pub(super) fn failed(session: &mut Session, core: &mut Core, request: &Request, 
     tracing::debug!(target: "proxy", host = %facts.host_text, port = facts.port, status, text, "failed");
     let text = format!("{}:{}: {text}", facts.host_text, facts.port);
     closing::respond(session, core, &Answer::failure(status, &text), &request.head)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hosts_own_addresses_are_known() {
-        assert!(is_this_host(SocketAddr::from(([127, 0, 0, 1], 80))));
-        assert!(!is_this_host(SocketAddr::from(([192, 0, 2, 1], 80))));
-    }
 }

@@ -415,13 +415,15 @@ impl Proxy {
         let networks = &self.core.snapshot.directory.networks;
         let network = networks.iter().find(|network| network.name == DEFAULT_NETWORK).or(networks.first());
         let host = match (listen.ip().is_unspecified(), network) {
-            (true, Some(network)) => IpAddr::V4(network.gateway),
-            _ => listen.ip(),
+            (true, network) => network.map(|network| IpAddr::V4(network.gateway)),
+            (false, _) => Some(listen.ip()),
         };
+        // No container can use the wildcard: without a network there is no URL.
+        let proxy_url = host.map(|host| format!("http://{}", SocketAddr::new(host, listen.port())));
         api::ProxyStatus {
             running: !self.core.stopping,
             listen_address: listen.to_string(),
-            proxy_url: format!("http://{}", SocketAddr::new(host, listen.port())),
+            proxy_url: proxy_url.unwrap_or_default(),
             active_connections: self.admission.count() as u64,
             total_requests: self.core.requests,
             total_blocked: self.core.blocked,

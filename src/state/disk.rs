@@ -104,6 +104,25 @@ pub fn read(path: &Path, max: u64) -> std::io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+/// Gives a damaged file another name, with its bytes; tells which. `now_secs` (since 1970) is part of it.
+///
+/// # Errors
+/// What the kernel says; the file is then where it was.
+pub fn set_aside(disk: &mut dyn Disk, file: &Path, now_secs: u64) -> std::io::Result<PathBuf> {
+    let mut kept = file.with_extension(format!("json.damaged-{now_secs}"));
+    let mut number = 1;
+    while kept.symlink_metadata().is_ok() {
+        kept = file.with_extension(format!("json.damaged-{now_secs}-{number}"));
+        number += 1;
+    }
+    disk.rename(file, &kept)?;
+    if let Some(directory) = file.parent() {
+        // The rename itself is done; a crash now would only set it aside again.
+        let _ = disk.sync_directory(directory);
+    }
+    Ok(kept)
+}
+
 /// Makes a directory (and those above it) with `mode` where there is none.
 ///
 /// # Errors

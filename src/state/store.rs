@@ -280,22 +280,12 @@ fn set_aside(
     now_secs: u64,
     said: &mut Vec<String>,
 ) -> Result<Ledger, String> {
-    let mut kept = file.with_extension(format!("json.damaged-{now_secs}"));
-    let mut number = 1;
-    while kept.symlink_metadata().is_ok() {
-        kept = file.with_extension(format!("json.damaged-{now_secs}-{number}"));
-        number += 1;
-    }
-    disk.rename(file, &kept)
+    let kept = disk::set_aside(disk, file, now_secs)
         .map_err(|error| format!("{} is damaged ({why}) and cannot be set aside: {error}", file.display()))?;
     said.push(format!(
         "{} is damaged ({why}); its bytes are kept in {}, and the requests in it must be submitted again",
         file.display(),
         kept.display()
     ));
-    if let Some(directory) = file.parent() {
-        // The rename itself is done; a crash now would only set it aside again.
-        let _ = disk.sync_directory(directory);
-    }
     Ok(Ledger::new())
 }

@@ -221,6 +221,8 @@ pub struct Daemon {
     pub generation: u64,
     pub closer: Closer,
     pub rules: Arc<RuleSet>,
+    /// Whether directories say that Docker has told of everybody.
+    pub directory_read: bool,
     _control_poll: mio::Poll,
 }
 
@@ -252,6 +254,7 @@ impl Daemon {
             generation: 0,
             closer,
             rules: Arc::new(RuleSet::block_all()),
+            directory_read: false,
             _control_poll: control_poll,
         }
     }
@@ -270,6 +273,7 @@ impl Daemon {
     /// Publishes a directory and waits until it is in force.
     pub fn publish(&mut self, networks: &[&Arc<ManagedNetwork>], endpoints: &[&Arc<Endpoint>]) {
         let mut directory = Directory::empty(Instant::now());
+        directory.read = self.directory_read;
         directory.networks = networks.iter().map(|network| Arc::clone(network)).collect();
         directory.endpoints = endpoints.iter().map(|endpoint| (endpoint.address, Arc::clone(endpoint))).collect();
         self.generation += 1;

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod dns;
+mod dynamic;
 mod network;
 mod overview;
 mod proxy;

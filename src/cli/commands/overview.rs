@@ -115,7 +115,8 @@ fn proxy(status: &ProxyStatus) -> Cell {
     if !status.running {
         return "off".into();
     }
-    format!("{}, {} requests, {} blocked", status.proxy_url, status.total_requests, status.total_blocked).into()
+    let url = if status.proxy_url.is_empty() { "no network to serve yet" } else { &status.proxy_url };
+    format!("{url}, {} requests, {} blocked", status.total_requests, status.total_blocked).into()
 }
 
 /// The first thing that a person would do in this state.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{count, yes};
+use super::{count, dynamic, yes};
 use crate::api::{Reloaded, RuleDetail, RuleSummary, RuleTest, RuleTested};
 use crate::cli::CliError;
 use crate::cli::arguments::RulesCommand;
@@ -38,6 +38,9 @@ pub(super) fn run(command: &RulesCommand, client: &Client, output: &mut Output) 
                 reloaded.warnings.iter().try_for_each(|warning| output.line(&format!("warning: {warning}")))
             })
         }
+        RulesCommand::Active => dynamic::active(client, output),
+        RulesCommand::Flush => dynamic::flush(client, output),
+        RulesCommand::Allow(arguments) => dynamic::allow(arguments, client, output),
         RulesCommand::Check { directory } => check(directory, output),
         RulesCommand::Test { expression, context } => test(expression, context, client, output),
     }
