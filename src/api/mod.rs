@@ -4,6 +4,7 @@
 
 mod agent;
 mod bridge;
+mod ca;
 mod dns;
 mod events;
 mod health;
@@ -16,6 +17,7 @@ pub use agent::{
     ActionType, AgentError, CheckIn, CheckedIn, PermissionCheck, PermissionVerdict, RuleRequestState, RuleSubmission,
 };
 pub use bridge::BridgeStatus;
+pub use ca::{CaBundle, CaStatus};
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
 pub use events::EventRecord;
 pub use health::{Health, PartState, Ready};

@@ -16,6 +16,7 @@
 //! | `session` | the states of a client connection |
 //! | `request`, `dial`, `exchange`, `tunnel`, `closing` | the steps of those states |
 //! | `judge` | facts of a request, and the verdict on them; sans-I/O |
+//! | `intercept` | decrypted connections |
 //! | `client_hello` | TLS ClientHello; sans-I/O |
 //! | `answer` | the proxy's own responses |
 //! | `report` | events |
@@ -29,6 +30,7 @@ mod deadlines;
 mod descriptors;
 mod dial;
 mod exchange;
+mod intercept;
 mod judge;
 mod leg;
 mod listeners;
@@ -50,6 +52,7 @@ use crate::event_loop::Reply;
 
 pub use client_hello::{ClientHello, HelloError, HelloRead, read_client_hello};
 pub use config::{ProxyConfig, ProxyLinks, StartError, Times};
+pub use intercept::{DecodeError, decode};
 pub use serve::Proxy;
 pub use table::SessionId;
 
