@@ -34,6 +34,7 @@ fn tunnel(proxy: &Running, host: &str, origin: &Origin) -> Wire {
 #[test]
 fn a_tunnel_with_an_allowed_name_is_copied_both_ways() {
     let (proxy, origin) = (Setup::new(OK).start(), echo());
+    let mut last = None;
     for sni in [Some("ok.example"), Some("OK.Example"), None] {
         let mut client = tunnel(&proxy, "ok.example", &origin);
         let hello = client_hello(sni);
@@ -51,6 +52,9 @@ fn a_tunnel_with_an_allowed_name_is_copied_both_ways() {
         let end = proxy.event();
         let bytes = hello.len() as u64 + 100_000;
         assert_eq!((end.reason, end.bytes_up, end.bytes_down), ("closed", Some(bytes), Some(bytes)));
+        assert_eq!(allowed.flow, end.flow);
+        assert!(allowed.flow > last, "each tunnel has a flow of its own");
+        last = allowed.flow;
     }
 }
 

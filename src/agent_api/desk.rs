@@ -11,7 +11,7 @@ use crate::api::{CheckIn, CheckedIn, PermissionCheck, RuleRequestState, RuleSubm
 use crate::daemon::Snapshot;
 use crate::docker_manager::{DockerCommand, Endpoint};
 use crate::event_loop::Reply;
-use crate::events::{Event, Layer, Verdict};
+use crate::events::{Event, Layer, Party, Verdict};
 use crate::state::{RequestFailure, RequestsCommand, Submission};
 use crate::unix_http::{Admission, Answer, Handler, Peer, Request, Response, Ticket};
 
@@ -207,7 +207,10 @@ impl Desk {
         }
         let verdict = if answered.verdict.allowed { Verdict::Allow } else { Verdict::Block };
         let http = question.http();
+        let flows = self.links.events.flows();
+        let party = Party::Container(&endpoint.container_id);
         self.links.events.record(Event {
+            flow: Some(question.destination().map_or_else(|| flows.begin(), |(host, _)| flows.asked(party, host))),
             endpoint: Some(Arc::clone(endpoint)),
             rule: answered.rule,
             host: question.destination().map(|(host, _)| host.into()),

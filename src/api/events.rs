@@ -10,6 +10,9 @@ pub struct EventRecord {
     pub ts: String,
     /// Grows by one with each event of this daemon's life.
     pub seq: u64,
+    /// Shared by the events of one attempt; a number below 2^53, never used again by a later run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub flow: Option<u64>,
     pub layer: String,
     pub verdict: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]

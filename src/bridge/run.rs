@@ -422,6 +422,8 @@ impl Bridge {
             event.peer = dropped.source;
             event.destination = dropped.socket_address();
             event.protocol = Some(dropped.protocol);
+            let flows = self.events.flows();
+            event.flow = event.party().zip(dropped.destination).map(|(party, address)| flows.dropped(party, address));
             self.events.record(event);
         }
     }

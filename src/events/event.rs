@@ -7,6 +7,18 @@ use std::time::SystemTime;
 use crate::docker_manager::Endpoint;
 use crate::rule_engine::Rule;
 
+use super::Text;
+use super::flow::Party;
+
+/// Bytes of a host name in normal form.
+pub const HOST_MAX: usize = 253;
+/// Bytes of a path; longer ones are cut, marked with `…`.
+pub const PATH_MAX: usize = 256;
+/// Bytes of a method; the longest registered one has 17.
+pub const METHOD_MAX: usize = 24;
+/// Bytes of a record type: `TYPE65535`, and the longest mnemonic.
+pub const RECORD_TYPE_MAX: usize = 16;
+
 /// The layer that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the contract's own words
@@ -27,7 +39,8 @@ pub enum Verdict {
     Block,
 }
 
-/// A decision, as the deciding thread records it: no formatting, no I/O. Fields that do not apply stay `None`.
+/// A decision, as the deciding thread records it: one block of a fixed size, no formatting, no I/O. Fields that do not
+/// apply stay `None`.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// When it was decided.
@@ -36,6 +49,8 @@ pub struct Event {
     pub layer: Layer,
     /// What.
     pub verdict: Verdict,
+    /// The number that it shares with the other events of the same attempt: see [`super::Flows`].
+    pub flow: Option<u64>,
     /// Who asked; `None` for an unknown peer.
     pub endpoint: Option<Arc<Endpoint>>,
     /// The peer's own address.
@@ -45,7 +60,7 @@ pub struct Event {
     /// A short reason code (`default`, `rule`, `private_address`, `not_tls`, `unknown_peer`, …).
     pub reason: &'static str,
     /// The host name asked for.
-    pub host: Option<Box<str>>,
+    pub host: Option<Text<HOST_MAX>>,
     /// The address and port reached for.
     pub destination: Option<SocketAddr>,
     /// The port, where there is no address.
@@ -53,11 +68,11 @@ pub struct Event {
     /// `tcp`, `udp`, `icmp`, `http`, `https`, …
     pub protocol: Option<&'static str>,
     /// HTTP method.
-    pub method: Option<Box<str>>,
+    pub method: Option<Text<METHOD_MAX>>,
     /// HTTP path, never with its query.
-    pub path: Option<Box<str>>,
+    pub path: Option<Text<PATH_MAX>>,
     /// DNS record type.
-    pub record_type: Option<Box<str>>,
+    pub record_type: Option<Text<RECORD_TYPE_MAX>>,
     /// Bytes from the container.
     pub bytes_up: Option<u64>,
     /// Bytes to the container.
@@ -74,6 +89,7 @@ impl Event {
             at: SystemTime::now(),
             layer,
             verdict,
+            flow: None,
             endpoint: None,
             peer: None,
             rule: None,
@@ -90,4 +106,16 @@ impl Event {
             duration_us: None,
         }
     }
+
+    /// For whom the flow counts: the container, or the peer's address where none is known.
+    #[must_use]
+    pub fn party(&self) -> Option<Party<'_>> {
+        party(self.endpoint.as_deref(), self.peer)
+    }
+}
+
+/// For whom a flow counts.
+#[must_use]
+pub fn party(endpoint: Option<&Endpoint>, peer: Option<IpAddr>) -> Option<Party<'_>> {
+    endpoint.map(|endpoint| Party::Container(&endpoint.container_id)).or(peer.map(Party::Address))
 }

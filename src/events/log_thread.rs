@@ -11,7 +11,7 @@ use crate::api::EventRecord;
 use crate::event_loop::Reply;
 
 /// Events that wait to be written; past it they are lost, counted.
-const EVENTS_WAITING_MAX: usize = 8192;
+const EVENTS_WAITING_MAX: usize = 4096;
 /// Events that are formatted before one write.
 const BATCH_MAX: usize = 512;
 
@@ -102,10 +102,11 @@ impl EventLog {
 pub fn record(event: &Event, seq: u64) -> EventRecord {
     let endpoint = event.endpoint.as_ref();
     let rule = event.rule.as_ref();
-    let text = |value: &Option<Box<str>>| value.as_ref().map(|value| value.to_string());
+    let text = |value: Option<&str>| value.map(str::to_owned);
     EventRecord {
         ts: rfc3339(event.at),
         seq,
+        flow: event.flow,
         layer: layer(event.layer).to_owned(),
         verdict: verdict(event.verdict).to_owned(),
         container: endpoint.map(|endpoint| endpoint.container.to_string()),
@@ -114,14 +115,14 @@ pub fn record(event: &Event, seq: u64) -> EventRecord {
         rule: rule.map(|rule| rule.id.to_string()),
         file: rule.map(|rule| rule.file.to_string()),
         reason: event.reason.to_owned(),
-        host: text(&event.host),
+        host: text(event.host.as_deref()),
         ip: event.destination.map(|destination| destination.ip().to_string()),
         // Port 0 is the destination of a protocol that has none: ARP, ICMP.
         port: event.destination.map(|destination| destination.port()).filter(|port| *port != 0).or(event.port),
         protocol: event.protocol.map(str::to_owned),
-        method: text(&event.method),
-        path: text(&event.path),
-        record_type: text(&event.record_type),
+        method: text(event.method.as_deref()),
+        path: text(event.path.as_deref()),
+        record_type: text(event.record_type.as_deref()),
         bytes_up: event.bytes_up,
         bytes_down: event.bytes_down,
         duration_us: event.duration_us,

@@ -2,11 +2,15 @@
 
 mod decision_log;
 mod event;
+mod flow;
 mod log_thread;
+mod text;
 
 pub use decision_log::DecisionLog;
-pub use event::{Event, Layer, Verdict};
+pub use event::{Event, HOST_MAX, Layer, METHOD_MAX, PATH_MAX, RECORD_TYPE_MAX, Verdict, party};
+pub use flow::{Flows, Party};
 pub use log_thread::{EventLog, EventsCommand, record, rfc3339};
+pub use text::Text;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,19 +22,20 @@ use crossbeam_channel::Sender;
 pub struct EventSink {
     sender: Option<Sender<Event>>,
     lost: Arc<AtomicU64>,
+    flows: Arc<Flows>,
 }
 
 impl EventSink {
     /// A sink into `sender`.
     #[must_use]
     pub fn new(sender: Sender<Event>) -> Self {
-        EventSink { sender: Some(sender), lost: Arc::default() }
+        EventSink { sender: Some(sender), lost: Arc::default(), flows: Arc::default() }
     }
 
     /// A sink that counts and forgets (tests).
     #[must_use]
     pub fn discard() -> Self {
-        EventSink { sender: None, lost: Arc::default() }
+        EventSink { sender: None, lost: Arc::default(), flows: Arc::default() }
     }
 
     /// Records a decision.
@@ -39,6 +44,12 @@ impl EventSink {
         if !kept {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Where flow numbers come from.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// How many events were lost.

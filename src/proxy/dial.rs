@@ -155,7 +155,7 @@ fn dial_next(session: &mut Session, core: &mut Core, mut dialling: Box<Dialling>
     let event = report::event(&session.client, EventVerdict::Block, "connect_failed");
     let facts = &dialling.request.facts;
     core.links.events.record(Event {
-        host: Some(facts.host_text.clone()),
+        host: Some((&facts.host_text).into()),
         port: Some(facts.port),
         protocol: Some("tcp"),
         ..event

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::events::{Event, EventSink, Layer, Verdict};
+use crate::events::{self, Event, EventSink, Layer, Verdict};
 use crate::rule_engine::Rule;
 
 use super::judge::{Facts, Refused};
@@ -13,19 +13,26 @@ use super::session::{Client, Core};
 /// An event of `client`, without more.
 pub(super) fn event(client: &Client, verdict: Verdict, reason: &'static str) -> Event {
     Event {
+        flow: Some(client.flow),
         endpoint: client.peer.endpoint().cloned(),
         peer: Some(client.address),
         ..Event::new(Layer::Proxy, verdict, reason)
     }
 }
 
+/// The flow of a new request or tunnel: that of the question for its name, where there was one.
+pub(super) fn flow(sink: &EventSink, client: &Client, facts: &Facts) -> u64 {
+    let party = events::party(client.peer.endpoint().map(|it| &**it), Some(client.address));
+    party.map_or_else(|| sink.flows().begin(), |party| sink.flows().attempt(party, &facts.host_text))
+}
+
 fn of_facts(client: &Client, facts: &Facts, verdict: Verdict, reason: &'static str) -> Event {
     let path = facts.path.split('?').next().unwrap_or_default();
     Event {
-        host: Some(facts.host_text.clone()),
+        host: Some((&facts.host_text).into()),
         port: Some(facts.port),
         protocol: Some(facts.scheme),
-        method: Some(facts.method.clone()),
+        method: Some((&facts.method).into()),
         path: Some(path.into()),
         ..event(client, verdict, reason)
     }

@@ -94,6 +94,10 @@ fn begin(session: &mut Session, core: &mut Core, head: RequestHead) -> Next {
         // Answered above.
         Route::Health => return Next::End,
     };
+    // What is spoken inside a tunnel belongs to it; any other request is an attempt of its own.
+    if session.inside.is_none() {
+        session.client.flow = report::flow(&core.links.events, &session.client, &facts);
+    }
     let request = Box::new(Request { head, facts, begun: std::time::Instant::now() });
     if core.stopping {
         return closing::respond(session, core, &Answer::failure(503, "the daemon stops"), &request.head);

@@ -264,7 +264,7 @@ impl Proxy {
         let counted = holder.clone();
         let inserted = self.sessions.insert(|id| {
             let leg = Leg::new(stream, &core.registry, id.token(Side::Client), true)?;
-            let client = Client { id, leg, address, arrival, peer, holder };
+            let client = Client { id, leg, address, arrival, peer, flow: core.links.events.flows().begin(), holder };
             let state = State::Head { begun: false };
             Ok::<_, io::Error>(Session { client, upstream: None, inside: None, state, due })
         });

@@ -50,6 +50,8 @@ pub(super) struct Client {
     pub(super) address: IpAddr,
     pub(super) arrival: Instant,
     pub(super) peer: Peer,
+    /// The number that its events share: of the request or tunnel at hand.
+    pub(super) flow: u64,
     /// Whom the connection is counted for; `None` for one that is only told to go away.
     pub(super) holder: Option<Holder>,
 }

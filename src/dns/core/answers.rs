@@ -11,7 +11,7 @@ use crate::bridge::Grant;
 use crate::dns::answer::{self, Answer};
 use crate::dns::message::type_text;
 use crate::docker_manager::Peer;
-use crate::events::{Event, Layer, Verdict};
+use crate::events::{self, Event, HOST_MAX, Layer, Text, Verdict};
 use crate::names::{HostName, special_purpose};
 use crate::rule_engine::{Egress, EgressMode, Rule};
 
@@ -21,6 +21,8 @@ use super::{Action, Allowed, Asked, Client, Core, Granting, Outcome, Timer};
 const GRANTS_MAX: usize = 1024;
 /// How long the kernel may take to open direct flows.
 const GRANT_WAIT: Duration = Duration::from_secs(2);
+/// Addresses of one answer whose packets are told to belong to it.
+const FLOW_ADDRESSES_MAX: usize = 32;
 /// The least and the longest time of a grant, in seconds (CONTRACT 4).
 const GRANT_TTL: (u32, u32) = (60, 3600);
 
@@ -74,7 +76,12 @@ impl Core {
         let Allowed { asked, peer, rule, .. } = allowed;
         let keep = |record: &Record| vetted.keeps(record);
         let bytes = asked.query.answer(answer, age, ttl_max, asked.client.transport, keep);
-        self.finish(asked, &peer, Outcome::allow("rule", rule), bytes);
+        let address = asked.client.peer.ip().to_canonical();
+        let flow = self.settle(asked, &peer, Outcome::allow("rule", rule), bytes);
+        if let (Some(flow), Some(party)) = (flow, events::party(peer.endpoint().map(|it| &**it), Some(address))) {
+            let given = answer.addresses().filter(|address| vetted.passes(*address)).take(FLOW_ADDRESSES_MAX);
+            given.for_each(|address| self.events.flows().answered(party, address, flow));
+        }
     }
 
     fn vet(&self, allowed: &Allowed, answer: &Answer) -> Vetted {
@@ -113,15 +120,21 @@ impl Core {
     }
 
     pub(super) fn finish(&mut self, asked: Asked, peer: &Peer, outcome: Outcome, bytes: Option<Vec<u8>>) {
+        self.settle(asked, peer, outcome, bytes);
+    }
+
+    /// Records the decision and answers; gives the number of the flow.
+    fn settle(&mut self, asked: Asked, peer: &Peer, outcome: Outcome, bytes: Option<Vec<u8>>) -> Option<u64> {
         let Asked { query, client, arrival } = asked;
-        self.record(client, arrival, peer, Some(&query.question), outcome);
+        let flow = self.record(client, arrival, peer, Some(&query.question), outcome);
         // An answer that cannot be written (records that do not encode) is a failure like any other.
         if let Some(bytes) = bytes.or_else(|| query.refuse(ResponseCode::ServFail)) {
             self.actions.push(Action::Reply { client, bytes });
         }
+        flow
     }
 
-    /// Writes down a decision.
+    /// Writes down a decision; gives the number of its flow.
     pub(super) fn record(
         &mut self,
         client: Client,
@@ -129,16 +142,16 @@ impl Core {
         peer: &Peer,
         question: Option<&Question>,
         outcome: Outcome,
-    ) {
+    ) -> Option<u64> {
         match outcome.verdict {
             Verdict::Allow => self.counters.allowed += 1,
             Verdict::Block => self.counters.blocked += 1,
         }
-        let host: Option<Box<str>> = question.map(|question| {
+        let host: Option<Text<HOST_MAX>> = question.map(|question| {
             let text = question.name().to_ascii();
             match HostName::parse(&text) {
                 Ok(name) => name.as_str().into(),
-                Err(_) => text.into_boxed_str(),
+                Err(_) => text.into(),
             }
         });
         let record_type = question.map(|question| type_text(question.query_type()));
@@ -147,17 +160,22 @@ impl Core {
             rule = outcome.rule.as_ref().map_or("default", |rule| &rule.id), reason = outcome.reason,
             "{}", if outcome.verdict == Verdict::Allow { "allowed" } else { "blocked" }
         );
+        let address = client.peer.ip().to_canonical();
+        let party = events::party(peer.endpoint().map(|it| &**it), Some(address));
+        let flow = party.zip(host.as_deref()).map(|(party, host)| self.events.flows().asked(party, host));
         self.events.record(Event {
+            flow,
             endpoint: peer.endpoint().cloned(),
-            peer: Some(client.peer.ip().to_canonical()),
+            peer: Some(address),
             rule: outcome.rule,
             host,
             protocol: Some(client.transport.name()),
-            record_type,
+            record_type: record_type.map(Text::from),
             // The only look at a clock here: an event says how long it really took.
             duration_us: u64::try_from(arrival.elapsed().as_micros()).ok(),
             ..Event::new(Layer::Dns, outcome.verdict, outcome.reason)
         });
+        flow
     }
 }
 
