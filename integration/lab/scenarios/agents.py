@@ -16,9 +16,9 @@ TOOLS = [
 ]
 
 
-def agent(lab, daemon, name, **options):
+def agent(lab, daemon, name, user_flags=(), **options):
     """A container as the documentation starts it: the socket's directory, the shim."""
-    flags = ["-v", f"{daemon.directory}/agent/agent:/run/outcall:ro"]
+    flags = [*user_flags, "-v", f"{daemon.directory}/agent/agent:/run/outcall:ro"]
     if binary("outcall-agent"):
         # The container has the host's /usr, read-only: no place for a file, so the directory is put over it.
         programs = f"{daemon.directory}/programs"
@@ -234,6 +234,79 @@ def the_whole_story(lab):
     check(daemon.api("POST", f"/api/v1/requests/rules/{request}/reject", {}).status == 409)
     check(daemon.cli("requests", "approve", request).code == 1)
 
+    # And gone: of the container itself, only the record stays.
+    done = daemon.cli("rules", "allow", "alpha-1", "5.42.0.1", "7000")
+    check(done.code == 0 and alpha.connects("5.42.0.1", 7000) == "connected", done)
+    address, mac, container_id = alpha.ip, alpha.mac, alpha.details["Id"]
+    alpha.remove()
+    wait_for(lambda: nothing_left(lab, daemon, address, mac), "no trace of the container", 3)
+    with open(f"{daemon.state_dir}/rule-requests.json") as file:
+        record = json.load(file)["requests"]
+    check([(r["id"], r["container_id"], r.get("rule_file") or "") for r in record] == [(request, container_id, "")], record)
+    with open(f"{daemon.state_dir}/dynamic-rules.json") as file:
+        check(json.load(file)["grants"] == [])
+    with open(f"{daemon.state_dir}/decisions.jsonl") as file:
+        check(sum(f'"container_id":"{container_id}"' in line for line in file) >= 4, "the decisions are recorded")
+
+
+def nothing_left(lab, daemon, address, mac):
+    """Whether neither kernel nor directory knows of a container that is gone."""
+    table = lab.nft("list", "ruleset").text
+    tracked = lab.space.run("conntrack", "-L", "-s", address, check=False).text
+    members = daemon.api("GET", "/api/v1/network").data["containers"]
+    active = daemon.api("GET", "/api/v1/rules/active").data
+    known = [member["ipv4_address"].split("/")[0] for member in members]
+    flows = [line for line in tracked.splitlines() if "dst=5." in line]
+    return f"{address} " not in table and mac not in table and address not in known and not active and not flows
+
+
+@scenario(deadline=90)
+def the_whole_story_by_curl(lab):
+    """The same over the raw sockets, in the words of the README: no command of ours on either side."""
+    daemon = lab.daemon()
+    alpha, other = agent(lab, daemon, "alpha-1"), agent(lab, daemon, "alpha-2")
+
+    def inside(script, who=alpha):
+        return who.sh('S="curl -s --unix-socket /run/outcall/agent.sock"\n' + script)
+
+    def operator(path, *words):
+        done = lab.space.run("curl", "-s", "--unix-socket", daemon.socket, *words, f"http://localhost/api/v1{path}")
+        return json.loads(done.text)
+
+    token = inside("$S -d '{}' http://outcall/v1/checkin").text
+    token = json.loads(token)["session_token"]
+    asked = (f"$S -H 'Authorization: Bearer {token}' -d "
+             "'{\"action_type\":\"network_call\",\"target\":\"http://example.com/\"}' http://outcall/v1/permissions/check")
+    check(json.loads(inside(asked).text)["allowed"] is False)
+    check(inside("curl -s -o /dev/null -w '%{http_code}' http://example.com/").text == "403")
+    request = inside("""cat > /tmp/rule.yaml <<'YAML'
+version: "1"
+rules:
+  - id: need-example
+    condition: 'http.host == "example.com"'
+    action: allow
+YAML
+/usr/bin/python3 -c 'import json; print(json.dumps({"rule_file": open("/tmp/rule.yaml").read()}))' > /tmp/request.json
+$S -d @/tmp/request.json http://outcall/v1/requests/rules""")
+    request = json.loads(request.text)
+    check(request["status"] == "pending", request)
+    path = f"/requests/rules/{request['id']}"
+
+    pending = operator("/requests/rules")["data"]
+    check([row["id"] for row in pending] == [request["id"]] and "need-example" in pending[0]["installs"], pending)
+    approved = operator(f"{path}/approve", "-X", "POST")
+    check(approved == {"success": True, "data": {"id": request["id"], "rules_loaded": 1}}, approved)
+    with open(f"{daemon.rules_dir}/agent-{request['id']}.yaml") as file:
+        check(file.read() == pending[0]["installs"])
+
+    check(json.loads(inside(f"$S http://outcall/v1{path}").text)["status"] == "approved")
+    check(json.loads(inside(asked).text) == {"allowed": True, "matched_rule": "need-example",
+                                             "reason": json.loads(inside(asked).text)["reason"]})
+    check(inside("curl -s -o /dev/null -w '%{http_code}' http://example.com/").text == "200")
+    check(inside("curl -s -o /dev/null -w '%{http_code}' http://example.com/", other).text == "403")
+    check(inside(f"$S -o /dev/null -w '%{{http_code}}' http://outcall/v1{path}", other).text == "404")
+    check(len(lab.internet.connections("93.184.216.34")) == 1, lab.internet.connections("93.184.216.34"))
+
 
 @scenario()
 def an_approved_direct_rule_opens_for_its_container_alone(lab):
@@ -321,7 +394,7 @@ def parser_bombs_are_refused_in_time_and_memory(lab):
                   'http.host.matches("(a{1000}){1000}")', "-" * 30000 + "1",
                   "[0,1,2,3,4,5,6,7,8,9].all(a, " * 7 + "true" + ")" * 7]
     bombs = [rule_file(rule("bomb", condition)) for condition in conditions]
-    bombs += [aliases, "[" * 60000, "{" * 60000, "a: " * 10000, "- " * 30000, "&a " * 20000, "\x00", "",
+    bombs += ["version: '1'\nrules:\n" + "- {}\n" * 10000, aliases, "[" * 60000, "{" * 60000, "a: " * 10000, "- " * 30000, "&a " * 20000, "\x00", "",
               "version: '1'\nrules:\n" + "- {id: a, condition: 'true', action: allow}\n" * 1300]
     for bomb in bombs:
         start = time.monotonic()
@@ -383,14 +456,7 @@ def a_removed_container_leaves_nothing_but_the_record(lab):
     check(alpha.connects("5.41.0.1", 7000) == "connected")
     alpha.remove()
 
-    def nothing_left():
-        table = lab.nft("list", "ruleset").text
-        tracked = lab.space.run("conntrack", "-L", "-s", address, check=False).text.strip()
-        members = daemon.api("GET", "/api/v1/network").data["containers"]
-        return (address not in table.replace(GATEWAY, "") and mac not in table and not members
-                and "dst=5.41.0.1" not in tracked)
-
-    wait_for(nothing_left, "no trace of the container", 3)
+    wait_for(lambda: nothing_left(lab, daemon, address, mac), "no trace of the container", 3)
     heir = agent(lab, daemon, "beta-1", proxy=True)
     check(heir.ip == address, "Docker gives the address again")
     check(ask(heir, "/v1/permissions/check", {"action_type": "tool_exec", "target": "x"}, token).status == 401)

@@ -169,6 +169,95 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
 
 
 @scenario()
+def a_forged_source_address_uses_no_grant(lab):
+    """beta writes alpha's address into packets for what alpha may reach: the far end sees none of them."""
+    daemon = lab.daemon()
+    alpha, beta = lab.client(name="alpha-1"), lab.client(name="beta-1")
+    for protocol in ("tcp", "udp"):
+        seen = daemon.api("POST", "/api/v1/rule/allow", {
+            "container": "alpha-1", "src_ip": alpha.ip, "destination": "5.47.0.1", "protocol": protocol, "port": 7000})
+        check(seen.status == 201, seen)
+    forge = '''
+gateway = mac_of(GATEWAY)
+for source_mac in (None, mac(victim_mac)):
+    for address in (victim, "5.47.0.9", GATEWAY):
+        for _ in range(3):
+            marked = udp_packet(address, "5.47.0.1", 4000, 7000, b"forged-by-beta")
+            send_frame(gateway, 0x0800, ipv4(address, "5.47.0.1", 17, marked), source_mac)
+            send_frame(gateway, 0x0800, ipv4(address, "5.47.0.1", 6, tcp_packet(address, "5.47.0.1", 4001, 7000)), source_mac)
+time.sleep(0.3)
+'''
+    beta.py(forge, victim=alpha.ip, victim_mac=alpha.mac)
+    lab.internet.nothing_for("5.47.0.1")
+    check(not lab.internet.packets.carrying(b"forged-by-beta"))
+    # alpha, in the same words, is heard: it is the sender that was refused.
+    alpha.py(forge.replace("source_mac in (None, mac(victim_mac))", "source_mac in (None,)")
+             .replace("(victim, \"5.47.0.9\", GATEWAY)", "(victim,)"), victim=alpha.ip, victim_mac=alpha.mac)
+    check(lab.internet.packets.carrying(b"forged-by-beta"))
+    rows = daemon.api("GET", "/api/v1/rules/active").data
+    check(sorted((row["protocol"], row["packets"] > 0) for row in rows) == [("tcp", True), ("udp", True)], rows)
+
+
+@scenario()
+def nobody_hears_what_is_anothers(lab):
+    """beta says over and over that it is alpha, and the gateway; alpha's traffic goes where it always went."""
+    daemon = lab.daemon()
+    alpha, beta = lab.client(name="alpha-1"), lab.client(name="beta-1")
+    seen = daemon.api("POST", "/api/v1/rule/allow", {
+        "container": "alpha-1", "src_ip": alpha.ip, "destination": "5.47.1.1", "protocol": "udp", "port": 7000})
+    check(seen.status == 201, seen)
+    thief = beta.start("/usr/bin/python3", "-c", (
+        "import sys, threading; sys.path.insert(0, '/lab/inside'); from net import *\n"
+        f"victim, gateway, me = {alpha.ip!r}, {GATEWAY!r}, own()[0]\n"
+        "def lie():\n"
+        " end = time.monotonic() + 6\n"
+        " while time.monotonic() < end:\n"
+        "  for address in (victim, gateway):\n"
+        "   for operation in (1, 2):\n"
+        "    send_frame(BROADCAST, 0x0806, arp(operation, me, address, BROADCAST, address))\n"
+        "  time.sleep(0.02)\n"
+        "threading.Thread(target=lie).start()\n"
+        "open('/tmp/ready', 'w').close()\n"
+        "open('/tmp/seen', 'w').write(repr(sniff(6, b'for-the-far-end')))"))
+    wait_for(lambda: beta.run("test", "-e", "/tmp/ready").code == 0, "the thief", 5)
+    alpha.py('''
+for _ in range(40):
+    udp("5.47.1.1", 7000, b"for-the-far-end", 0.05)
+''')
+    thief.wait(20)
+    check(beta.sh("cat /tmp/seen").text == "[]", beta.sh("cat /tmp/seen").text[:500])
+    check(len(lab.internet.packets.carrying(b"for-the-far-end")) >= 40, len(lab.internet.packets.carrying(b"for-the-far-end")))
+
+
+@scenario()
+def an_open_tunnel_ends_with_its_container(lab):
+    """The far end sees the tunnel of the dead container close, and nothing of the one that has its address now."""
+    lab.daemon(alpha_only())
+    alpha = lab.client(name="alpha-1")
+    address = alpha.ip
+    alpha.start("/usr/bin/python3", "-c", (
+        "import socket, ssl, time\n"
+        f"s = socket.create_connection(({GATEWAY!r}, 8080))\n"
+        "s.sendall(b'CONNECT example.com:443 HTTP/1.1\\r\\nHost: example.com:443\\r\\n\\r\\n'); s.recv(4096)\n"
+        "s = ssl._create_unverified_context().wrap_socket(s, server_hostname='example.com')\n"
+        "while True:\n"
+        " s.sendall(b'GET /tick HTTP/1.1\\r\\nHost: example.com\\r\\n\\r\\n'); s.recv(4096)\n"
+        " open('/tmp/alive', 'w').close(); time.sleep(0.1)\n"))
+    wait_for(lambda: alpha.run("test", "-e", "/tmp/alive").code == 0, "the tunnel to run", 10)
+
+    def towards(address):
+        sockets = lab.space.run("ss", "-Htn", "state", "established", "dst", address).text.split("\n")
+        return [line for line in sockets if line.strip()]
+
+    check(len(towards("93.184.216.34")) == 1, towards("93.184.216.34"))
+    alpha.remove()
+    wait_for(lambda: not towards("93.184.216.34") and not towards(address), "the tunnel to be closed", 2)
+    heir = lab.client(name="beta-1", flags=("--ip", address))
+    check(heir.ip == address and heir.curl("https://example.com/").connect_status == 403)
+    check(len(lab.internet.connections("93.184.216.34")) == 1, lab.internet.connections("93.184.216.34"))
+
+
+@scenario()
 def an_address_that_passes_on_carries_nothing_over(lab):
     lab.daemon(alpha_only())
     alpha = lab.client(name="alpha-1")
