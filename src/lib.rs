@@ -19,6 +19,7 @@
 //! | [`unix_http`] | the small HTTP server behind the Unix sockets |
 //! | [`agent_api`] | the agents' API: who asks, what they may, which rules they want |
 //! | [`state`] | files that must survive a crash; rule requests |
+//! | [`explain`] | why a destination is allowed or blocked, layer by layer |
 //! | [`host_api`] | the operator API |
 //! | [`daemon`] | flags, start order, control, supervision |
 //! | [`cli`] | the operator's command |
@@ -47,6 +48,8 @@ pub mod docker_manager;
 pub mod event_loop;
 #[cfg(feature = "daemon")]
 pub mod events;
+#[cfg(feature = "daemon")]
+pub mod explain;
 #[cfg(feature = "daemon")]
 pub mod host_api;
 #[cfg(feature = "daemon")]

@@ -348,7 +348,8 @@ impl World {
         let (sender, acknowledged) = crossbeam_channel::bounded(8);
         let links = links(with_proxy, own.clone(), &mut stops, sender);
         let readiness = links.readiness.clone();
-        let config = HostApiConfig { socket: socket.clone(), subnet_block: "10.200.0.0/16".to_owned(), ca: None };
+        let config =
+            HostApiConfig { socket: socket.clone(), subnet_block: "10.200.0.0/16".to_owned(), ca: None, proxy: None };
         let api = HostApi::start(config, links, poll, inbox, snapshot(1)).unwrap();
         let thread = Some(std::thread::spawn(move || api.run()));
         World { directory, socket, own, readiness, stops, thread, acknowledged }
@@ -432,6 +433,33 @@ fn network_routes() {
     let (status, error) = world.failure("POST", "/api/v1/network/create", r#"{"name":"taken"}"#);
     assert!(status == 409 && error.contains("overlaps"), "{error}");
     assert_eq!(world.data("POST", "/api/v1/network/destroy", ""), json!({"name":"outcall-default","destroyed":true}));
+}
+
+#[test]
+fn explain_routes() {
+    let world = World::new(false);
+    let explained = world.data("POST", "/api/v1/explain", r#"{"target":"https://not.allowed.example/x"}"#);
+    let steps = explained["steps"].as_array().unwrap();
+    let layers: Vec<&str> = steps.iter().map(|step| step["layer"].as_str().unwrap()).collect();
+    assert_eq!(layers, ["dns", "proxy", "kernel"]);
+    for step in steps {
+        let keys: Vec<&str> = step.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys.len(), 5, "{keys:?}");
+        assert!(["layer", "near", "reason", "rule", "verdict"].iter().all(|key| keys.contains(key)));
+    }
+    assert_eq!((&explained["verdict"], &steps[0]["rule"]), (&json!("block"), &Value::Null));
+    assert!(explained["suggestion"].as_str().unwrap().starts_with("version: \"1\"\n"));
+    for (body, status, says) in [
+        (r#"{"target":"ftp://a.example/"}"#, 400, "HOST:PORT"),
+        (r#"{"target":"a.example","method":"GET"}"#, 400, "`method` is for URLs"),
+        (r#"{"target":"a.example","container":"nobody"}"#, 404, "nobody"),
+        (r#"{"target":"a.example","user":"x"}"#, 400, "unknown field"),
+        ("{}", 400, "target"),
+    ] {
+        let (code, error) = world.failure("POST", "/api/v1/explain", body);
+        assert!(code == status && error.contains(says), "{body}: {code} {error}");
+    }
+    assert_eq!(world.failure("GET", "/api/v1/explain", "").0, 405);
 }
 
 #[test]
@@ -604,7 +632,7 @@ fn a_second_daemon_on_the_same_socket_does_not_start() {
     let mut stops = Vec::new();
     let (sender, _receiver) = crossbeam_channel::bounded(1);
     let links = links(false, own, &mut stops, sender);
-    let config = HostApiConfig { socket: world.socket.clone(), subnet_block: String::new(), ca: None };
+    let config = HostApiConfig { socket: world.socket.clone(), subnet_block: String::new(), ca: None, proxy: None };
     let refusal = match HostApi::start(config, links, poll, inbox, snapshot(1)) {
         Err(error @ StartError::Socket(_)) => error.to_string(),
         Err(other) => panic!("{other}"),

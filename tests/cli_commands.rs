@@ -431,3 +431,29 @@ fn direct_flows_are_listed_opened_and_ended() {
     }
     assert_eq!(answers(json!([])).run(&typed).status.code(), Some(2));
 }
+
+#[test]
+fn explain_shows_the_layers_what_failed_and_the_rule_that_would_help() {
+    let near = json!({"rule":"allow-a","file":"a.yaml","action":"allow","failed":[
+        {"part":"network.port == 8443","is":"false","values":{"network.port":"443"}},
+        {"part":"tls.ech","is":"unknown","values":{"tls.ech":null}}]});
+    let explained = json!({"steps":[
+        {"layer":"dns","verdict":"allow","rule":"d","reason":"rule d allows it","near":[]},
+        {"layer":"proxy","verdict":"block","rule":null,"reason":"no rule allows it","near":[near]}],
+        "verdict":"block","suggestion":"version: \"1\"\nrules: []\n","notes":["no container"]});
+    let daemon = Daemon::new(vec![("POST /api/v1/explain", 200, ok(&explained))]);
+    let text = daemon.prints(&["explain", "https://a.com/", "--method", "PUT", "--container", "w-1"]);
+    assert_eq!(
+        text,
+        "LAYER  VERDICT  RULE  REASON\ndns    allow    d     rule d allows it\nproxy  block    -     no rule allows it\n\n\
+         Close at proxy:\n  allow-a (allow, a.yaml)\n    false: network.port == 8443; network.port is 443\n    \
+         unknown: tls.ech; tls.ech is not known here\n\nVerdict:  block\nNote: no container\n\n\
+         The smallest rule that would allow it:\n\nversion: \"1\"\nrules: []\n"
+    );
+    let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
+    assert_eq!(asked, json!({"target":"https://a.com/","method":"PUT","container":"w-1"}));
+    let data: Value = serde_json::from_str(&daemon.prints(&["explain", "a.com", "--json"])).unwrap();
+    assert_eq!(data, explained);
+    let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
+    assert_eq!(asked, json!({"target":"a.com"}));
+}

@@ -7,6 +7,7 @@ mod bridge;
 mod ca;
 mod dns;
 mod events;
+mod explain;
 mod health;
 mod network;
 mod proxy;
@@ -20,6 +21,7 @@ pub use bridge::BridgeStatus;
 pub use ca::{CaBundle, CaStatus};
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
 pub use events::EventRecord;
+pub use explain::{ExplainFailed, ExplainNear, ExplainRequest, ExplainStep, Explained};
 pub use health::{Health, PartState, Ready};
 pub use network::{
     AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,

@@ -47,6 +47,8 @@ pub enum Group {
     /// The rules that decide
     #[command(subcommand)]
     Rules(RulesCommand),
+    /// Why a destination is allowed or blocked: every layer, the rules that came close, and a rule that would allow it
+    Explain(ExplainArguments),
     /// The rules that agents ask for
     #[command(subcommand)]
     Requests(RequestsCommand),
@@ -186,6 +188,20 @@ pub struct AllowArguments {
     /// The container's own address; needed when it has several
     #[arg(long, value_name = "IP")]
     pub src_ip: Option<std::net::Ipv4Addr>,
+}
+
+/// `outcall explain`
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExplainArguments {
+    /// A http:// or https:// URL, a name, an address, or one of the two with a port
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// Method of the request; default GET
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// Name of the container that asks; default: a peer with an empty agent.name
+    #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
 }
 
 /// `outcall requests`

@@ -15,7 +15,7 @@ use crate::docker_manager::{DockerCommand, DockerConfig, DockerLinks, DockerMana
 use crate::event_loop::{Address, Mailbox, mailbox};
 use crate::events::{DecisionLog, EventLog, EventSink, EventsCommand};
 use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks};
-use crate::proxy::{Proxy, ProxyCommand, ProxyLinks};
+use crate::proxy::{Listening, Proxy, ProxyCommand, ProxyLinks};
 use crate::rule_engine::{self, RuleEngine, RuleEngineCommand, RuleEngineConfig};
 
 use crate::state::{
@@ -283,7 +283,13 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     })?;
 
     step("host_api", &readiness, || {
-        let config = HostApiConfig { socket: flags.socket.clone(), subnet_block: flags.subnet_block.to_string(), ca };
+        let config = HostApiConfig {
+            socket: flags.socket.clone(),
+            subnet_block: flags.subnet_block.to_string(),
+            ca,
+            proxy: (!flags.no_proxy)
+                .then(|| Listening { address: flags.proxy_addr, extra_peers: !flags.extra_peers.is_empty() }),
+        };
         let links = HostApiLinks {
             control: control.clone(),
             bridge: to_bridge.clone(),

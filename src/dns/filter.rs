@@ -9,7 +9,7 @@ use hickory_proto::rr::RecordType;
 
 use crate::docker_manager::Peer;
 use crate::names::HostName;
-use crate::rule_engine::{Action, Context, Dns, Rule, RuleSet};
+use crate::rule_engine::{Action, Context, Decision, Dns, Rule, RuleSet};
 
 use super::cache::Key;
 use super::message::{Query, type_text};
@@ -29,24 +29,68 @@ pub(super) fn judge(rules: &RuleSet, query: &Query, peer: &Peer) -> Judgement {
     let Ok(name) = HostName::parse(&query.question.name().to_ascii()) else {
         return Judgement::Block { reason: "bad_name", rule: None };
     };
-    if is_local(&name) {
-        return Judgement::Block { reason: "local_name", rule: None };
-    }
     let record_type = query.record_type();
     let type_name = type_text(record_type);
-    let dns = Dns { query: Some(name.as_str()), record_type: Some(&type_name) };
-    let decision = rules.decide(&Context { agent: peer.agent(), dns, ..Context::default() });
-    match (decision.action, decision.rule) {
-        (Action::Allow, Some(rule)) if matches!(record_type, RecordType::HTTPS | RecordType::SVCB) => {
+    let verdict = NameQuestion { name: &name, record_type: &type_name, peer }.judge(|context| rules.decide(context));
+    match verdict {
+        NameVerdict::Block { reason, rule } => Judgement::Block { reason, rule },
+        NameVerdict::Allow { rule } if matches!(record_type, RecordType::HTTPS | RecordType::SVCB) => {
             // They hand out addresses and ECH keys past every check of addresses and of server names.
             Judgement::Empty { rule }
         }
-        (Action::Allow, Some(rule)) => {
+        NameVerdict::Allow { rule } => {
             let key = Key { name, record_type, dnssec: query.dnssec_ok() };
             Judgement::Resolve { key, rule }
         }
-        (_, Some(rule)) => Judgement::Block { reason: "rule", rule: Some(rule) },
-        (_, None) => Judgement::Block { reason: "default", rule: None },
+    }
+}
+
+/// A question as rules see it: what the filter judges, and what explanations are of.
+#[derive(Clone, Copy, Debug)]
+pub struct NameQuestion<'a> {
+    /// In normal form.
+    pub name: &'a HostName,
+    /// `A`, `AAAA`, …
+    pub record_type: &'a str,
+    /// Who asks.
+    pub peer: &'a Peer,
+}
+
+/// What is said to a [`NameQuestion`].
+#[derive(Clone, Debug)]
+pub enum NameVerdict {
+    /// Answered from upstream.
+    Allow {
+        /// The rule that allows it.
+        rule: Arc<Rule>,
+    },
+    /// NXDOMAIN.
+    Block {
+        /// A code for events: `rule`, `default`, `local_name`.
+        reason: &'static str,
+        /// The rule that blocks it, if one does.
+        rule: Option<Arc<Rule>>,
+    },
+}
+
+impl NameQuestion<'_> {
+    /// Lends the question's facts to `use_it`.
+    pub fn with_context<T>(&self, use_it: impl FnOnce(&Context<'_>) -> T) -> T {
+        let dns = Dns { query: Some(self.name.as_str()), record_type: Some(self.record_type) };
+        use_it(&Context { agent: self.peer.agent(), dns, ..Context::default() })
+    }
+
+    /// Judges it; `decide` is how the rules are asked, counted or not.
+    pub fn judge(&self, decide: impl FnOnce(&Context<'_>) -> Decision) -> NameVerdict {
+        if is_local(self.name) {
+            return NameVerdict::Block { reason: "local_name", rule: None };
+        }
+        let decision = self.with_context(decide);
+        match (decision.action, decision.rule) {
+            (Action::Allow, Some(rule)) => NameVerdict::Allow { rule },
+            (_, Some(rule)) => NameVerdict::Block { reason: "rule", rule: Some(rule) },
+            (_, None) => NameVerdict::Block { reason: "default", rule: None },
+        }
     }
 }
 

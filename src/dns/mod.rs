@@ -26,6 +26,7 @@ mod status;
 mod streams;
 
 pub use config::{DnsConfig, DnsLinks, StartError};
+pub use filter::{NameQuestion, NameVerdict};
 pub use listeners::BindError;
 pub use server::{DESCRIPTORS_MAX, DnsServer};
 

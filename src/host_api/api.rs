@@ -13,7 +13,7 @@ use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request,
 use super::call::{Call, decoded};
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
-use super::{bridge, dns, dynamic, health, network, proxy, requests, rules};
+use super::{bridge, dns, dynamic, explain, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -107,6 +107,7 @@ impl Api {
             "/rules/reload" => Route::Post(rules::reload),
             "/rule/evaluate" => Route::Post(rules::evaluate),
             "/rule/test" => Route::Post(rules::test),
+            "/explain" => Route::Post(explain::explain),
             "/dns" => Route::Get(dns::status),
             "/dns/cache" => Route::Get(dns::cache),
             "/dns/cache/flush" => Route::Post(dns::flush),

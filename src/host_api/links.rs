@@ -14,7 +14,7 @@ use crate::dns::DnsCommand;
 use crate::docker_manager::DockerCommand;
 use crate::event_loop::{Address, Reply};
 use crate::events::EventsCommand;
-use crate::proxy::ProxyCommand;
+use crate::proxy::{Listening, ProxyCommand};
 use crate::rule_engine::RuleEngineCommand;
 use crate::state::{DynamicRulesCommand, RequestsCommand};
 use crate::unix_http::{Response, Ticket};
@@ -28,6 +28,8 @@ pub struct HostApiConfig {
     pub subnet_block: String,
     /// The CA of interception, when one is loaded.
     pub ca: Option<Arc<CaCertificate>>,
+    /// How the proxy listens; `None` with `--no-proxy`.
+    pub proxy: Option<Listening>,
 }
 
 /// Whom the operator API asks.

@@ -10,13 +10,14 @@
 //! | `api` | the route table and the waiting room |
 //! | `call` | one request: query, body |
 //! | `respond` | the envelope |
-//! | `bridge` `dns` `dynamic` `network` `proxy` `requests` `rules` `health` | one resource each |
+//! | `bridge` `dns` `dynamic` `explain` `network` `proxy` `requests` `rules` `health` | one resource each |
 
 mod api;
 mod bridge;
 mod call;
 mod dns;
 mod dynamic;
+mod explain;
 mod health;
 mod links;
 mod network;

@@ -4,6 +4,19 @@ use crate::http1::Version;
 
 use super::judge::Refused;
 
+/// Why something was refused, in words: a refusal's code and the id of its rule.
+#[must_use]
+pub fn why(reason: &str, rule: Option<&str>) -> String {
+    let id = rule.unwrap_or("default");
+    match reason {
+        "rule" => format!("rule {id}"),
+        "default" => "no rule allows it".to_owned(),
+        "private_address" => format!("the address is a special-purpose one, and rule {id} has no allow_private_ips"),
+        "port_not_in_rule" => format!("rule {id} does not name this port"),
+        reason => format!("{reason} ({id})"),
+    }
+}
+
 /// What the client is told.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
@@ -18,15 +31,7 @@ impl Answer {
     /// A refusal by policy. `what` is what was asked for: a host and port, never a path.
     pub(super) fn blocked(refused: &Refused, what: &str) -> Self {
         let id: Box<str> = refused.rule.as_ref().map_or("default".into(), |rule| rule.id.clone());
-        let why = match refused.reason {
-            "rule" => format!("rule {id}"),
-            "default" => "no rule allows it".to_owned(),
-            "private_address" => {
-                format!("the address is a special-purpose one, and rule {id} has no allow_private_ips")
-            }
-            "port_not_in_rule" => format!("rule {id} does not name this port"),
-            reason => format!("{reason} ({id})"),
-        };
+        let why = why(refused.reason, refused.rule.as_ref().map(|rule| &*rule.id));
         Answer {
             status: 403,
             block_reason: Some(id),

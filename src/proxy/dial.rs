@@ -6,21 +6,22 @@ use std::sync::Arc;
 use mio::net::TcpStream;
 
 use crate::dns::{DnsCommand, ResolveError};
+use crate::docker_manager::Peer;
 use crate::event_loop::Reply;
 use crate::events::{Event, Verdict as EventVerdict};
 use crate::names::Host;
 use crate::network::is_this_host;
-use crate::rule_engine::Rule;
+use crate::rule_engine::{Rule, RuleSet};
 
 use super::answer::Answer;
-use super::judge::{Refused, Verdict};
+use super::judge::{Facts, Refused, Verdict};
 use super::leg::Leg;
 use super::session::{Core, Next, Request, Session, State, Upstream};
 use super::table::Side;
 use super::{ProxyCommand, closing, exchange, report, request, tunnel};
 
 /// Addresses of one name that are judged.
-const ADDRESSES_MAX: usize = 32;
+pub(super) const ADDRESSES_MAX: usize = 32;
 
 /// Vetted addresses that are tried.
 const TRIES_MAX: usize = 4;
@@ -91,12 +92,8 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     let mut refusal = None;
     for address in addresses.into_iter().take(ADDRESSES_MAX) {
         let address = SocketAddr::new(address.to_canonical(), request.facts.port);
-        match request.facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
-            Verdict::Allow { rule }
-                if core.listeners.is_own(address, false) || is_shut_host(address, rule.as_deref()) =>
-            {
-                refusal.get_or_insert(Refused { rule, reason: "own_address", address: Some(address.ip()) });
-            }
+        let is_own = core.listeners.is_own(address, false);
+        match vet(&request.facts, &core.snapshot.rules, &session.client.peer, address, is_own) {
             Verdict::Allow { rule } => vetted.push((address, rule)),
             Verdict::Block(refused) => {
                 refusal.get_or_insert(refused);
@@ -115,6 +112,16 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     }
     let left = vetted.into_iter().map(|(address, _)| address).collect();
     redial(session, core, request, left)
+}
+
+/// Judges a connection to `address`, which may be this proxy's own (`is_own`).
+pub(super) fn vet(facts: &Facts, rules: &RuleSet, peer: &Peer, address: SocketAddr, is_own: bool) -> Verdict {
+    match facts.judge_address(rules, peer, address.ip()) {
+        Verdict::Allow { rule } if is_own || is_shut_host(address, rule.as_deref()) => {
+            Verdict::Block(Refused { rule, reason: "own_address", address: Some(address.ip()) })
+        }
+        verdict => verdict,
+    }
 }
 
 /// Whether `address` is one of this host's own and the rule does not open what is private. A service of the host on

@@ -183,7 +183,13 @@ impl Facts {
         }
     }
 
-    fn with_context<T>(&self, peer: &Peer, address: Option<&str>, use_it: impl FnOnce(&Context<'_>) -> T) -> T {
+    /// Lends what rules see to `use_it`.
+    pub(super) fn with_context<T>(
+        &self,
+        peer: &Peer,
+        address: Option<&str>,
+        use_it: impl FnOnce(&Context<'_>) -> T,
+    ) -> T {
         let headers: Vec<Header<'_>> = self.headers.iter().map(|(name, value)| Header { name, value }).collect();
         let alpn: Vec<&str> = self.tls.iter().flat_map(|tls| &tls.alpn).map(|protocol| &**protocol).collect();
         let tls = match &self.tls {

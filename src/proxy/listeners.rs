@@ -49,7 +49,8 @@ impl Listeners {
         directory: &Directory,
         registry: &Registry,
     ) -> Vec<StartError> {
-        let wanted = wanted(config, directory);
+        let listening = Listening { address: config.listen, extra_peers: !config.extra_peers.is_empty() };
+        let wanted = wanted(listening, directory);
         self.sockets.retain(|listener| wanted.contains(&listener.address));
         let mut failures = Vec::new();
         for address in wanted {
@@ -93,12 +94,7 @@ impl Listeners {
     /// Whether a connection to `target` would come back to this proxy. `local`: whether the address is known to be
     /// one of this host.
     pub(super) fn is_own(&self, target: SocketAddr, local: bool) -> bool {
-        let ip = target.ip().to_canonical();
-        self.sockets.iter().any(|listener| {
-            let own = listener.bound;
-            own.port() == target.port()
-                && (own.ip() == ip || ip.is_unspecified() || own.ip().is_unspecified() && (local || ip.is_loopback()))
-        })
+        self.sockets.iter().any(|listener| reaches(listener.bound, target, local))
     }
 
     /// The addresses listened on.
@@ -112,14 +108,37 @@ impl Listeners {
     }
 }
 
-fn wanted(config: &ProxyConfig, directory: &Directory) -> Vec<SocketAddr> {
-    if !config.listen.ip().is_unspecified() || !config.extra_peers.is_empty() {
-        return vec![config.listen];
+/// Whether a connection to `target` reaches the listener at `own`.
+fn reaches(own: SocketAddr, target: SocketAddr, local: bool) -> bool {
+    let ip = target.ip().to_canonical();
+    own.port() == target.port()
+        && (own.ip() == ip || ip.is_unspecified() || own.ip().is_unspecified() && (local || ip.is_loopback()))
+}
+
+/// How a proxy listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Listening {
+    /// `--proxy-addr`.
+    pub address: SocketAddr,
+    /// Whether there are `--extra-peers`: then an unspecified address is the true wildcard.
+    pub extra_peers: bool,
+}
+
+impl Listening {
+    /// Whether `target` is one of the addresses that this proxy listens on for the networks of `directory`.
+    pub(super) fn is_own(self, directory: &Directory, target: SocketAddr) -> bool {
+        wanted(self, directory).into_iter().any(|own| reaches(own, target, false))
+    }
+}
+
+fn wanted(listening: Listening, directory: &Directory) -> Vec<SocketAddr> {
+    if !listening.address.ip().is_unspecified() || listening.extra_peers {
+        return vec![listening.address];
     }
     let mut gateways: Vec<SocketAddr> = directory
         .networks
         .iter()
-        .map(|network| SocketAddr::new(IpAddr::V4(network.gateway), config.listen.port()))
+        .map(|network| SocketAddr::new(IpAddr::V4(network.gateway), listening.address.port()))
         .collect();
     gateways.sort_unstable();
     gateways.dedup();

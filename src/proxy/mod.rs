@@ -17,6 +17,7 @@
 //! | `request`, `dial`, `exchange`, `tunnel`, `closing` | the steps of those states |
 //! | `judge` | facts of a request, and the verdict on them; sans-I/O |
 //! | `intercept` | decrypted connections |
+//! | `preview` | the same judgement of a request that nobody sent; sans-I/O |
 //! | `client_hello` | TLS ClientHello; sans-I/O |
 //! | `answer` | the proxy's own responses |
 //! | `report` | events |
@@ -34,6 +35,7 @@ mod intercept;
 mod judge;
 mod leg;
 mod listeners;
+mod preview;
 mod report;
 mod request;
 mod serve;
@@ -50,9 +52,12 @@ use crate::daemon::Snapshot;
 use crate::dns::ResolveError;
 use crate::event_loop::Reply;
 
+pub use answer::why;
 pub use client_hello::{ClientHello, HelloError, HelloRead, read_client_hello};
 pub use config::{ProxyConfig, ProxyLinks, StartError, Times};
 pub use intercept::{DecodeError, decode};
+pub use listeners::Listening;
+pub use preview::{Preview, PreviewVerdict};
 pub use serve::Proxy;
 pub use table::SessionId;
 

@@ -20,7 +20,7 @@ const HEALTH: &str = "/outcall-health";
 const HTTP_PORT: u16 = 80;
 
 /// Where a request goes, or the answer it gets.
-enum Route {
+pub(super) enum Route {
     Forward { host: Host, port: u16, path: Box<str> },
     Connect { host: Host, port: u16 },
     Health,
@@ -78,7 +78,7 @@ fn begin(session: &mut Session, core: &mut Core, head: RequestHead) -> Next {
     core.requests += 1;
     session.due.set(core.now + core.config.times.resolve);
     let route = match &session.inside {
-        None => route(core, &head),
+        None => route(&|address| core.listeners.is_own(address, false), &head),
         Some(authority) => route_inside(authority, &head),
     };
     if let Route::Health = route {
@@ -155,7 +155,8 @@ pub(super) fn refuse(session: &mut Session, core: &mut Core, status: u16, code: 
     closing::last_answer(session, core, &Answer::failure(status, text))
 }
 
-fn route(core: &Core, head: &RequestHead) -> Route {
+/// Where a request goes that is none of a tunnel's; `is_own` knows the addresses of this proxy.
+pub(super) fn route(is_own: &dyn Fn(SocketAddr) -> bool, head: &RequestHead) -> Route {
     let target = match Target::parse(&head.method, &head.target) {
         Ok(target) => target,
         Err(error) => return bad("bad_target", &error.to_string()),
@@ -177,17 +178,17 @@ fn route(core: &Core, head: &RequestHead) -> Route {
             if let Host::Address(address) = authority.host
                 && readable
                 && path.split('?').next() == Some(HEALTH)
-                && core.listeners.is_own(SocketAddr::new(address, port), false)
+                && is_own(SocketAddr::new(address, port))
             {
                 return Route::Health;
             }
             forward(authority.host, port, path)
         }
-        Target::Authority(authority) => connect(core, head, authority),
+        Target::Authority(authority) => connect(is_own, head, authority),
     }
 }
 
-fn connect(core: &Core, head: &RequestHead, authority: Authority) -> Route {
+fn connect(is_own: &dyn Fn(SocketAddr) -> bool, head: &RequestHead, authority: Authority) -> Route {
     if !matches!(head.framing, BodyFraming::None | BodyFraming::Length(0)) {
         return bad("connect_with_body", "CONNECT has no body");
     }
@@ -196,16 +197,16 @@ fn connect(core: &Core, head: &RequestHead, authority: Authority) -> Route {
     match host_agrees(head, &authority, port) {
         Ok(()) => Route::Connect { host: authority.host, port },
         // Node's undici names the proxy itself. The Host of a CONNECT goes no further, so nobody reads it another way.
-        Err(_) if names_this_proxy(core, head) => Route::Connect { host: authority.host, port },
+        Err(_) if names_this_proxy(is_own, head) => Route::Connect { host: authority.host, port },
         Err(text) => bad("host_mismatch", text),
     }
 }
 
-fn names_this_proxy(core: &Core, head: &RequestHead) -> bool {
+fn names_this_proxy(is_own: &dyn Fn(SocketAddr) -> bool, head: &RequestHead) -> bool {
     let named = head.fields.first("host").map(|host| Authority::parse(&String::from_utf8_lossy(host)));
     match named {
         Some(Ok(Authority { host: Host::Address(address), port })) => {
-            core.listeners.is_own(SocketAddr::new(address, port.unwrap_or(HTTP_PORT)), false)
+            is_own(SocketAddr::new(address, port.unwrap_or(HTTP_PORT)))
         }
         _ => false,
     }

@@ -116,8 +116,13 @@ impl Can {
 impl Condition {
     /// Evaluates against `facts`, with `hidden` fields taken as unknown.
     pub(super) fn evaluate(&self, facts: &Facts<'_>, hidden: FieldSet) -> Outcome {
+        self.evaluate_part(&self.expression, facts, hidden)
+    }
+
+    /// Evaluates one part of this condition, a bool, by itself.
+    pub(super) fn evaluate_part(&self, part: &IdedExpr, facts: &Facts<'_>, hidden: FieldSet) -> Outcome {
         let scope = Scope::new(facts, &self.constants, hidden);
-        match evaluate(&self.expression, &scope) {
+        match evaluate(part, &scope) {
             Ok(true) => Outcome::True,
             Ok(false) => Outcome::False,
             // CEL: an unknown outranks an error. Once it is known, the error, if it is still one, is counted.

@@ -101,6 +101,31 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// A field's value for people; `None` when it is unknown. Of headers, bodies and agents' own words only what
+    /// they are: their contents are nobody's business but the asker's.
+    pub(super) fn shown(&self, field: Field) -> Option<String> {
+        let context = &self.context;
+        if !self.has(field) {
+            return None;
+        }
+        if let Some(text) = self.text(field) {
+            return Some(super::quoted(text));
+        }
+        if let Some(items) = self.list(field) {
+            return Some(format!("[{}]", items.iter().map(|item| super::quoted(item)).collect::<Vec<_>>().join(", ")));
+        }
+        Some(match field {
+            Field::NetworkPort => context.network.port?.to_string(),
+            Field::HttpBodySize => context.http.body_size?.to_string(),
+            Field::TlsEch => context.tls.ech?.to_string(),
+            Field::HttpHeaders => {
+                let names: Vec<&str> = context.http.headers?.iter().map(|header| header.name).collect();
+                format!("a map with {}", if names.is_empty() { "no header".to_owned() } else { names.join(", ") })
+            }
+            _ => "known".to_owned(),
+        })
+    }
+
     fn value<'b>(&'b self, field: Field) -> Option<CowVal<'b, 'b>> {
         let context = &self.context;
         if let Some(text) = self.text(field) {

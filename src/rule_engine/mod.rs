@@ -14,6 +14,7 @@
 //! | `document`, `views` | questions as JSON; what the operator API shows |
 //! | `engine`, `command` | the thread: reloads and tests |
 //! | `installs` | an agent's submission, written down as the file that an approval installs |
+//! | `why`, `unparse` | which rules came close, and what of them failed, as text |
 //! | `load`, `lint` | all of it together, with every error and warning |
 
 mod check;
@@ -38,8 +39,10 @@ mod model;
 mod pattern;
 mod ruleset;
 mod source;
+mod unparse;
 mod vetting;
 mod views;
+mod why;
 mod yaml;
 
 pub use command::RuleEngineCommand;
@@ -52,5 +55,7 @@ pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_r
 pub use model::{Action, Egress, EgressMode, Rule};
 pub use ruleset::{Decision, RuleSet};
 pub use source::Source;
+pub(crate) use unparse::quoted;
 pub use vetting::guarded_child_main;
 pub use views::test_expression;
+pub use why::{Failed, FailedPart, Near};

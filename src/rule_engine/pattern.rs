@@ -52,6 +52,13 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// What it was compiled from.
+    pub(super) fn source(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
 impl Val for Pattern {
     fn get_type(&self) -> &Type {
         <Self as Val>::cel_type()

@@ -87,6 +87,39 @@ impl RuleSet {
         self.rules.iter().zip(&self.compiled)
     }
 
+    /// The place of the rule with this id in evaluation order.
+    pub(super) fn position(&self, id: &str) -> Option<usize> {
+        self.by_id.get(id).copied()
+    }
+
+    /// The rule at `position`, with its condition.
+    pub(super) fn entry(&self, position: usize) -> Option<(&Arc<Rule>, &Condition)> {
+        Some((self.rules.get(position)?, &self.compiled.get(position)?.condition))
+    }
+
+    /// The positions of the rules that can match `facts`, in order.
+    pub(super) fn candidates(&self, facts: &Facts<'_>) -> impl Iterator<Item = usize> {
+        self.index.candidates(facts).map(|position| position as usize)
+    }
+
+    /// The rules of this set and of `other` in one set, in the order in which a load of both would put them. Their
+    /// counters are shared: for asking what would be, with [`RuleSet::peek`].
+    #[must_use]
+    pub fn merged(&self, other: &RuleSet) -> RuleSet {
+        let mut all: Vec<(&Arc<Rule>, &Compiled)> = self.entries().chain(other.entries()).collect();
+        // Stable: within a file the position decides.
+        all.sort_by(|(left, _), (right, _)| (left.priority, &left.file).cmp(&(right.priority, &right.file)));
+        let copied = all.into_iter().map(|(rule, compiled)| {
+            let compiled = Compiled {
+                condition: Arc::clone(&compiled.condition),
+                guard: compiled.guard.clone(),
+                error_logged_ms: AtomicI64::new(0),
+            };
+            (Arc::clone(rule), compiled)
+        });
+        RuleSet::new(copied.collect())
+    }
+
     /// Judges one question. Pure but for the counters of the rules, and for the log line that a rule with `log: true`
     /// asks for.
     #[must_use]

@@ -3,6 +3,7 @@
 mod bridge;
 mod dns;
 mod dynamic;
+mod explain;
 mod network;
 mod overview;
 mod proxy;
@@ -24,6 +25,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
         Some(Group::Proxy(command)) => proxy::run(command, &client, output),
         Some(Group::Network(command)) => network::run(command, &client, output),
         Some(Group::Requests(command)) => requests::run(command, &client, output),
+        Some(Group::Explain(arguments)) => explain::run(arguments, &client, output),
         Some(Group::Rules(command)) => rules::run(command, &client, output),
     }
 }
