@@ -279,15 +279,9 @@ def the_whole_story_by_curl(lab):
              "'{\"action_type\":\"network_call\",\"target\":\"http://example.com/\"}' http://outcall/v1/permissions/check")
     check(json.loads(inside(asked).text)["allowed"] is False)
     check(inside("curl -s -o /dev/null -w '%{http_code}' http://example.com/").text == "403")
-    request = inside("""cat > /tmp/rule.yaml <<'YAML'
-version: "1"
-rules:
-  - id: need-example
-    condition: 'http.host == "example.com"'
-    action: allow
-YAML
-/usr/bin/python3 -c 'import json; print(json.dumps({"rule_file": open("/tmp/rule.yaml").read()}))' > /tmp/request.json
-$S -d @/tmp/request.json http://outcall/v1/requests/rules""")
+    request = inside(r"""$S -d @- http://outcall/v1/requests/rules <<'JSON'
+{"rule_file":"version: \"1\"\nrules:\n  - id: need-example\n    condition: 'http.host == \"example.com\"'\n    action: allow\n"}
+JSON""")
     request = json.loads(request.text)
     check(request["status"] == "pending", request)
     path = f"/requests/rules/{request['id']}"
