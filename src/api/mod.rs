@@ -6,6 +6,7 @@ mod agent;
 mod bridge;
 mod ca;
 mod dns;
+mod doctor;
 mod events;
 mod explain;
 mod health;
@@ -20,6 +21,9 @@ pub use agent::{
 pub use bridge::BridgeStatus;
 pub use ca::{CaBundle, CaStatus};
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
+pub use doctor::{
+    DoctorVerdict, Finding, ForeignHook, HostProbe, ProbedCa, ProbedFeature, ProbedRules, ProbedSettings,
+};
 pub use events::EventRecord;
 pub use explain::{ExplainFailed, ExplainNear, ExplainRequest, ExplainStep, Explained};
 pub use health::{Health, PartState, Ready};

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use outcall::bridge;
 use outcall::daemon::{self, Flags};
 use outcall::rule_engine;
 
@@ -12,8 +11,8 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == rule_engine::GUARDED_ARGUMENT) {
         rule_engine::guarded_child_main();
     }
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == bridge::PROBE_ARGUMENT) {
-        return daemon::probe_kernel();
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == daemon::PROBE_ARGUMENT) {
+        return daemon::probe_host(std::env::args_os().skip(2));
     }
     let flags = Flags::parse();
     if flags.check {

@@ -9,7 +9,7 @@
 //! | `ports`, `identity` | whose a veth is, and its filter |
 //! | `grants`, `flows`, `conntrack` | granted flows, and their end; `operator`: those opened by hand |
 //! | `kernel_log` | drops become events |
-//! | `probe` | whether this kernel can do all that, for `outcall doctor` |
+//! | `probe`, `foreign` | for `outcall doctor`: whether this kernel can do all that, and who else is in the packet path |
 //! | `enforcer` | all of that, in the right order; `run` is the thread, `closer` its end in a panic |
 
 mod batch;
@@ -20,6 +20,7 @@ mod enforcer;
 mod expression;
 mod firewall;
 mod flows;
+mod foreign;
 mod grants;
 mod identity;
 mod kernel_log;
@@ -38,13 +39,14 @@ mod wire;
 
 pub use closer::Closer;
 pub use config::{BridgeConfig, StartError};
+pub use foreign::foreign_hooks;
 pub use grants::{GrantedFlow, MAX_PER_CONTAINER};
 pub use operator::{
     Allowed, LONGEST, MAX_OPERATED, MAX_OPERATED_PER_CONTAINER, OperatorGrant, OperatorRefusal, OperatorWish,
     OwnedFlow, Protocol,
 };
 pub use plan::{BRIDGE_PREFIX, FLOW_MARK, VETTED_MARK};
-pub use probe::{PROBE_ARGUMENT, Probed, probe};
+pub use probe::probe;
 pub use reason::{LOG_GROUP, Reason};
 pub use run::Bridge;
 pub use socket::KernelError;

@@ -7,7 +7,6 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use nix::sched::{CloneFlags, unshare};
-use serde::Serialize;
 
 use super::BridgeConfig;
 use super::conntrack::Conntrack;
@@ -16,18 +15,8 @@ use super::kernel_log::KernelLog;
 use super::links::Links;
 use super::plan::PortPlan;
 
-/// The argument that makes `outcalld` ask the kernel, print one JSON line a feature, and exit.
-pub const PROBE_ARGUMENT: &str = "--internal-probe-kernel";
-
-/// What the kernel said to one feature.
-#[derive(Debug, Serialize)]
-pub struct Probed {
-    /// The feature.
-    pub feature: &'static str,
-    /// What was refused; absent when it works.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
+/// A feature, and what was refused.
+pub type Probed = (&'static str, Option<String>);
 
 /// The veth that is made for the question, and the address its filter is for.
 const VETH: &str = "outcall-probe";
@@ -41,7 +30,7 @@ const CONTAINER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// The namespace cannot be made (that takes CAP_SYS_ADMIN, which the daemon itself does not need).
 pub fn probe(config: &BridgeConfig) -> Result<Vec<Probed>, nix::Error> {
     unshare(CloneFlags::CLONE_NEWNET)?;
-    let said = |feature, result: Result<(), String>| Probed { feature, error: result.err() };
+    let said = |feature, result: Result<(), String>| (feature, result.err());
     // Each on its own, so that all that is missing is said at once.
     Ok(vec![
         said("nf_tables", super::lockdown(config).map_err(|error| error.to_string())),

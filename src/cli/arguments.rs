@@ -52,6 +52,8 @@ pub enum Group {
     /// The rules that agents ask for
     #[command(subcommand)]
     Requests(RequestsCommand),
+    /// Look at this host: what keeps outcalld from filtering, and what to do about it
+    Doctor,
 }
 
 /// `outcall bridge`

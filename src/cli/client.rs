@@ -63,6 +63,15 @@ impl Client {
         self.call(&Method::GET, path, Vec::new())
     }
 
+    /// `GET path` of an API without envelope and without prefix: Docker's.
+    pub(super) fn plain<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        let (status, bytes) = self.bytes(&Method::GET, path, Vec::new())?;
+        if status != 200 {
+            return Err(CliError::Refused { status, message: format!("GET {path}: status {status}") });
+        }
+        serde_json::from_slice(&bytes).map_err(|source| CliError::Answer { call: format!("GET {path}"), source })
+    }
+
     fn data<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Vec<u8>) -> Result<T, CliError> {
         let Answer { status, envelope } = self.call::<T>(method, path, body)?;
         match envelope {
@@ -75,9 +84,17 @@ impl Client {
     }
 
     fn call<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Vec<u8>) -> Result<Answer<T>, CliError> {
+        let (status, bytes) = self.bytes(method, &format!("/api/v1{path}"), body)?;
         let call = format!("{method} {path}");
+        let envelope = serde_json::from_slice(&bytes).map_err(|source| CliError::Answer { call, source })?;
+        Ok(Answer { status, envelope })
+    }
+
+    /// One request; status and body of the answer.
+    fn bytes(&self, method: &Method, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>), CliError> {
+        let call = format!("{method} {}", path.strip_prefix("/api/v1").unwrap_or(path));
         let talk = |source: ureq::Error| self.failure(&call, source);
-        let mut request = Request::builder().method(method).uri(format!("http://localhost/api/v1{path}"));
+        let mut request = Request::builder().method(method).uri(format!("http://localhost{path}"));
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
@@ -85,8 +102,7 @@ impl Client {
         let mut response = self.agent.run(request).map_err(talk)?;
         let status = response.status().as_u16();
         let bytes = response.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec().map_err(talk)?;
-        let envelope = serde_json::from_slice(&bytes).map_err(|source| CliError::Answer { call, source })?;
-        Ok(Answer { status, envelope })
+        Ok((status, bytes))
     }
 
     fn failure(&self, call: &str, error: ureq::Error) -> CliError {
@@ -98,6 +114,12 @@ impl Client {
             error => CliError::Talk { call: call.to_owned(), source: Box::new(error) },
         }
     }
+}
+
+/// The process that made the socket at `path` listen; 0 when it is not visible from here.
+pub(super) fn peer_pid(path: &Path) -> Option<i32> {
+    let stream = UnixConnector { socket: path.to_owned() }.open().ok()?;
+    nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).ok().map(|peer| peer.pid())
 }
 
 /// Percent-encodes one path segment or query value (RFC 3986 2.3: unreserved characters stay).

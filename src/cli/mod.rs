@@ -6,6 +6,8 @@
 mod arguments;
 mod client;
 mod commands;
+mod daemon_program;
+mod doctor;
 mod error;
 mod output;
 mod transport;

@@ -52,7 +52,8 @@ impl Connector for UnixConnector {
 }
 
 impl UnixConnector {
-    fn open(&self) -> std::io::Result<UnixStream> {
+    /// Connects.
+    pub(super) fn open(&self) -> std::io::Result<UnixStream> {
         let address = UnixAddr::new(&self.socket)?;
         let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         // On a Unix socket the send timeout also bounds connect(2), which else waits for ever on a full backlog.

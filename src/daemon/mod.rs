@@ -22,7 +22,7 @@ pub mod control;
 
 pub use flags::{Flags, OnExit, Rate};
 pub use logging::TARGETS;
-pub use probe::probe_kernel;
+pub use probe::{PROBE_ARGUMENT, probe_host};
 pub use readiness::Readiness;
 pub use run::{check, lockdown, run};
 pub use snapshot::Snapshot;

@@ -35,7 +35,7 @@ pub use client::{Client, DockerError};
 pub use directory::{Directory, Endpoint, Ipv4Net, Ipv4NetError, ManagedNetwork, agent_name};
 pub use manager::DockerManager;
 pub use peer::{Peer, PeerRange};
-pub use resolver_guard::HostFiles;
+pub use resolver_guard::{HostFiles, resolver_trap};
 pub use sandbox::init_pid;
 pub use start::{DockerConfig, DockerLinks, StartError, StartNetwork};
 

@@ -55,6 +55,13 @@ pub(super) enum DnsVerdict {
     Unsafe,
 }
 
+/// The server that Docker asks past every rule for a container without `--dns`, if there is one.
+#[must_use]
+pub fn resolver_trap(files: &HostFiles) -> Option<IpAddr> {
+    let host = HostResolver::read(files);
+    if host.engine_dns.is_empty() { host.past_the_filter } else { None }
+}
+
 impl HostResolver {
     /// Reads the files. What cannot be read or understood counts as unsafe, except that an absent daemon.json has no `dns`.
     pub(super) fn read(files: &HostFiles) -> Self {

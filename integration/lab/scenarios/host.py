@@ -1,5 +1,6 @@
 """On a host: the units and what they allow, the package, the image."""
 
+import json
 import os
 import shutil
 import signal
@@ -194,3 +195,61 @@ def the_image_is_small_and_filters_a_container(lab):
     lab.engine.docker("stop", "outcalld")
     check(lab.engine.inspect("outcalld")["State"]["ExitCode"] == 0)
     lab.internet.nothing_for("5.10.0.9")
+
+
+def doctor(lab, *arguments, socket="/nonexistent/host.sock"):
+    """Runs `outcall doctor --json` in the lab; gives (exit code, findings)."""
+    done = lab.space.run(binary("outcall"), "--socket", socket, "--json", "doctor", *arguments, check=False)
+    return done.code, json.loads(done.text)
+
+
+def found(findings, area, verdict=None):
+    """The findings of an area, of one verdict if given."""
+    return [f for f in findings if f["area"] == area and verdict in (None, f["verdict"])]
+
+
+@scenario()
+def doctor_says_what_is_missing_and_what_to_do(lab):
+    # No daemon, Docker where nobody looks, somebody on the proxy's port, a strict firewall, a loopback resolver.
+    lab.host_service(8080)
+    lab.loopback_resolver()
+    lab.nft("-f", "-", input="table inet strict { chain in { type filter hook input priority 0; policy drop; }; }")
+    lab.undo(lambda: lab.nft("delete", "table", "inet", "strict"))
+    code, findings = doctor(lab)
+    check(code == 1)
+    for area in ("outcalld", "docker", "ports"):
+        problems = found(findings, area, "problem")
+        check(problems and problems[0]["remedy"], (area, findings))
+    check("8080" in found(findings, "ports", "problem")[0]["found"])
+    check("inet strict in" in found(findings, "other tables", "warning")[0]["found"], findings)
+    check("127.0.0.53" in found(findings, "resolvers", "warning")[0]["found"], findings)
+    check(found(findings, "kernel") == found(findings, "kernel", "ok"), findings)
+    check(not lab.tables() and "outcall0" not in lab.links(), "the probe touched the host's namespace")
+
+
+@scenario()
+def doctor_finds_nothing_where_the_daemon_runs(lab):
+    daemon = lab.daemon(allow("example.com"))
+    client = lab.client()
+    before = lab.nft("list", "table", "inet", "outcall").text
+    code, findings = doctor(lab, socket=daemon.socket)
+    check(code == 0 and not [f for f in findings if f["verdict"] in ("problem", "unknown")], findings)
+    # It looked with the flags of the daemon that runs, and at a container of its Engine.
+    check(daemon.state_dir in found(findings, "state")[0]["found"], findings)
+    check("is process" in found(findings, "container pids", "ok")[0]["found"], findings)
+    check(lab.nft("list", "table", "inet", "outcall").text.count("\n") == before.count("\n"))
+    check(client.curl("http://example.com/").status == 200)
+    # Rules that a start would not take.
+    daemon.write_rules("version: nonsense", "broken.yaml")
+    code, findings = doctor(lab, socket=daemon.socket)
+    check(code == 1 and "broken.yaml" in found(findings, "rules", "problem")[0]["found"], findings)
+    text = daemon.cli("doctor")
+    check(text.code == 1 and "PROBLEM" in text.text and "-> " in text.text and "keeps outcalld" in text.errors, text)
+
+
+@scenario()
+def outcall_alone_is_short_and_says_what_to_do(lab):
+    daemon = lab.daemon([])
+    said = daemon.cli()
+    check(said.code == 0 and len(said.text.splitlines()) <= 12, said)
+    check("Next: write a rule" in said.text and "\x1b[" not in said.text, said)

@@ -13,6 +13,7 @@ mod rules;
 use super::CliError;
 use super::arguments::{Arguments, Group};
 use super::client::Client;
+use super::doctor;
 use super::output::Output;
 
 /// Runs the command of `arguments`.
@@ -20,6 +21,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
     let client = Client::new(&arguments.socket);
     match &arguments.group {
         None => overview::run(&client, output),
+        Some(Group::Doctor) => doctor::run(arguments, output),
         Some(Group::Bridge(command)) => bridge::run(command, &client, output),
         Some(Group::Dns(command)) => dns::run(command, &client, output),
         Some(Group::Proxy(command)) => proxy::run(command, &client, output),

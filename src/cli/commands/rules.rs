@@ -1,10 +1,8 @@
 //! `outcall rules`
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{count, dynamic, yes};
@@ -12,13 +10,11 @@ use crate::api::{Reloaded, RuleDetail, RuleSummary, RuleTest, RuleTested};
 use crate::cli::CliError;
 use crate::cli::arguments::RulesCommand;
 use crate::cli::client::{Client, encoded};
+use crate::cli::daemon_program;
 use crate::cli::output::{Cell, Output};
 
 /// Largest context file taken, in bytes: the daemon takes no larger request either.
 const CONTEXT_LIMIT: u64 = 64 * 1024;
-
-/// The daemon's binary, which holds the loader that `rules check` runs.
-const DAEMON: &str = "outcalld";
 
 pub(super) fn run(command: &RulesCommand, client: &Client, output: &mut Output) -> Result<(), CliError> {
     match command {
@@ -126,43 +122,12 @@ fn read_context(path: &Path) -> Result<Map<String, Value>, CliError> {
     serde_json::from_str(&text).map_err(|error| CliError::Argument(format!("{}: not a JSON object: {error}", what())))
 }
 
-/// What `rules check --json` prints.
-#[derive(Serialize)]
-struct Checked {
-    valid: bool,
-    report: Vec<String>,
-}
-
-/// Runs the daemon's own loader over `directory`, so that what is checked here is what a start would do.
 fn check(directory: &Path, output: &mut Output) -> Result<(), CliError> {
-    let daemon = daemon_binary();
-    let ran =
-        Command::new(&daemon).args(["--check", "--rules-dir"]).arg(directory).stdin(Stdio::null()).output().map_err(
-            |source| CliError::Local {
-                what: format!("{DAEMON}, which checks the rules, cannot be run as {}", daemon.display()),
-                source,
-            },
-        )?;
-    let report: Vec<String> = [&ran.stdout, &ran.stderr]
-        .into_iter()
-        .flat_map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect::<Vec<_>>())
-        .collect();
-    let checked = Checked { valid: ran.status.success(), report };
+    let checked = daemon_program::check_rules(directory)?;
     output.data(&checked, |output, checked| checked.report.iter().try_for_each(|line| output.line(line)))?;
     if checked.valid {
         Ok(())
-    } else if ran.status.code() == Some(1) {
-        Err(CliError::Unsuccessful(format!("the rules in {} would not load", directory.display())))
     } else {
-        Err(CliError::Unsuccessful(format!("{} --check did not finish: {}", daemon.display(), ran.status)))
+        Err(CliError::Unsuccessful(format!("the rules in {} would not load", directory.display())))
     }
-}
-
-/// The `outcalld` beside this program, else the one that PATH finds.
-fn daemon_binary() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .map(|own| own.with_file_name(DAEMON))
-        .filter(|beside| beside.is_file())
-        .unwrap_or_else(|| PathBuf::from(DAEMON))
 }
