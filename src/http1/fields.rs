@@ -26,6 +26,13 @@ impl Fields {
         start..self.text.len() as u32
     }
 
+    /// Drops every field called `name`.
+    pub(crate) fn remove(&mut self, name: &str) {
+        let text = &self.text;
+        self.places
+            .retain(|(found, _)| !text[found.start as usize..found.end as usize].eq_ignore_ascii_case(name.as_bytes()));
+    }
+
     /// Every field: name as sent, value without whitespace around it.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.places.iter().map(|(name, value)| {
@@ -86,5 +93,8 @@ mod tests {
         assert!(fields.lists("Connection", "X-Two") && !fields.lists("connection", "x-three"));
         assert_eq!(fields.first("Connection"), Some(&b"close , X-One"[..]));
         assert_eq!(fields.len(), 2);
+        fields.push("Expect", b"100-continue");
+        fields.remove("EXPECT");
+        assert!(fields.first("expect").is_none() && fields.len() == 2);
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Answer {
     pub(super) status: u16,
     /// `X-Outcall-Block-Reason`, for refusals by policy.
     pub(super) block_reason: Option<Box<str>>,
+    /// `X-Outcall-Failure-Reason`, for failures of interception.
+    pub(super) failure_reason: Option<&'static str>,
     pub(super) content_type: &'static str,
     pub(super) body: String,
 }
@@ -35,6 +37,7 @@ impl Answer {
         Answer {
             status: 403,
             block_reason: Some(id),
+            failure_reason: None,
             content_type: "text/plain",
             body: format!("Blocked by outcall: {what}: {why}\n"),
         }
@@ -45,6 +48,7 @@ impl Answer {
         Answer {
             status: 403,
             block_reason: Some("default".into()),
+            failure_reason: None,
             content_type: "text/plain",
             body: "Blocked by outcall: this peer is no container of a managed network\n".to_owned(),
         }
@@ -52,13 +56,19 @@ impl Answer {
 
     /// A failure that is not policy's.
     pub(super) fn failure(status: u16, text: &str) -> Self {
-        Answer { status, block_reason: None, content_type: "text/plain", body: format!("outcall: {text}\n") }
+        let body = format!("outcall: {text}\n");
+        Answer { status, block_reason: None, failure_reason: None, content_type: "text/plain", body }
+    }
+
+    /// The same, with the reason for programs.
+    pub(super) fn with_reason(self, reason: &'static str) -> Self {
+        Answer { failure_reason: Some(reason), ..self }
     }
 
     /// `GET /outcall-health`.
     pub(super) fn health() -> Self {
         let body = r#"{"status":"ok"}"#.to_owned();
-        Answer { status: 200, block_reason: None, content_type: "application/json", body }
+        Answer { status: 200, block_reason: None, failure_reason: None, content_type: "application/json", body }
     }
 
     /// Appends the response to a request with `method` from a client of `version`.
@@ -67,6 +77,9 @@ impl Answer {
             format!("HTTP/1.1 {} {}\r\nContent-Type: {}\r\n", self.status, phrase(self.status), self.content_type);
         if let Some(reason) = &self.block_reason {
             head.push_str(&format!("X-Outcall-Block-Reason: {reason}\r\n"));
+        }
+        if let Some(reason) = self.failure_reason {
+            head.push_str(&format!("X-Outcall-Failure-Reason: {reason}\r\n"));
         }
         head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
         head.push_str(match (keep_alive, version) {
@@ -88,6 +101,7 @@ fn phrase(status: u16) -> &'static str {
         400 => "Bad Request",
         403 => "Forbidden",
         408 => "Request Timeout",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
         503 => "Service Unavailable",

@@ -4,6 +4,7 @@
 use crate::http1::{BodyFraming, BodyReader, Found, RequestHead, Version};
 
 use super::answer::Answer;
+use super::intercept::body;
 use super::leg::ReadOutcome;
 use super::session::{Core, Next, Session, State};
 
@@ -55,6 +56,7 @@ pub(super) fn last_answer(session: &mut Session, core: &mut Core, answer: &Answe
 
 /// Delivers what is pending, then ends the connection.
 pub(super) fn close(session: &mut Session, core: &mut Core) -> Next {
+    body::release(session, core);
     session.upstream = None;
     session.client.leg.input = Vec::new();
     session.due.set(core.now + core.config.times.linger);
@@ -63,6 +65,7 @@ pub(super) fn close(session: &mut Session, core: &mut Core) -> Next {
 
 /// Waits for the next request.
 pub(super) fn next_request(session: &mut Session, core: &mut Core) -> Next {
+    body::release(session, core);
     session.due.set(core.now + core.config.times.keep_alive);
     Next::Go(State::Head { begun: false })
 }

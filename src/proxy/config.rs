@@ -52,6 +52,10 @@ pub struct Times {
     pub response_head: Duration,
     /// From the 200 of a CONNECT to a complete ClientHello or request head.
     pub hello: Duration,
+    /// For a TLS handshake with a client, the wait for its certificate included, or with a server.
+    pub handshake: Duration,
+    /// For a TLS 1.3 server that asked for a client certificate to say that it insists on one.
+    pub demand: Duration,
     /// A tunnel without a byte (CONTRACT 7).
     pub tunnel_idle: Duration,
     /// To deliver a last answer, and to drain what the client still sends, so that no reset eats the answer.
@@ -72,6 +76,8 @@ impl Default for Times {
             exchange_idle: Duration::from_secs(300),
             response_head: Duration::from_secs(60),
             hello: Duration::from_secs(10),
+            handshake: Duration::from_secs(10),
+            demand: Duration::from_millis(500),
             tunnel_idle: Duration::from_secs(300),
             linger: Duration::from_secs(3),
             stop: Duration::from_secs(4),

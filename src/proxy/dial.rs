@@ -14,6 +14,7 @@ use crate::network::is_this_host;
 use crate::rule_engine::{Rule, RuleSet};
 
 use super::answer::Answer;
+use super::intercept::{opening, upstream};
 use super::judge::{Facts, Refused, Verdict};
 use super::leg::Leg;
 use super::session::{Core, Next, Request, Session, State, Upstream};
@@ -94,6 +95,14 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
         let address = SocketAddr::new(address.to_canonical(), request.facts.port);
         let is_own = core.listeners.is_own(address, false);
         match vet(&request.facts, &core.snapshot.rules, &session.client.peer, address, is_own) {
+            // Nothing is dialled for a CONNECT that is decrypted: its requests are vetted, address by address.
+            Verdict::Intercept { rule } if request.answered.is_none() => {
+                return opening::begin(session, core, request, address, &rule);
+            }
+            Verdict::Intercept { rule } => {
+                let refused = Refused { rule: Some(rule), reason: "intercept_now", address: Some(address.ip()) };
+                refusal.get_or_insert(refused);
+            }
             Verdict::Allow { rule } => vetted.push((address, rule)),
             Verdict::Block(refused) => {
                 refusal.get_or_insert(refused);
@@ -203,6 +212,8 @@ pub(super) fn step(session: &mut Session, core: &mut Core, mut dialling: Box<Dia
     }
     if dialling.request.is_connect() {
         tunnel::open(session, core, dialling.request)
+    } else if dialling.request.facts.scheme == "https" {
+        upstream::begin(session, core, dialling.request)
     } else {
         exchange::begin(session, core, dialling.request)
     }
@@ -218,6 +229,9 @@ pub(super) fn timed_out(session: &mut Session, core: &mut Core, mut dialling: Bo
 pub(super) fn failed(session: &mut Session, core: &mut Core, request: &Request, status: u16, text: &str) -> Next {
     let facts = &request.facts;
     tracing::debug!(target: "proxy", host = %facts.host_text, port = facts.port, status, text, "failed");
+    if request.answered.is_some() {
+        return Next::End;
+    }
     let text = format!("{}:{}: {text}", facts.host_text, facts.port);
     closing::respond(session, core, &Answer::failure(status, &text), &request.head)
 }

@@ -72,7 +72,7 @@ pub(super) fn begin(session: &mut Session, core: &mut Core, request: Box<Request
     let head = &request.head;
     let websocket = head.upgrades_to_websocket();
     let authority = Authority { host: request.facts.host.clone(), port: Some(request.facts.port) };
-    let host = authority.to_host_field(80);
+    let host = authority.to_host_field(request.facts.default_port());
     write_request(upstream.leg.output(), head, &request.facts.path, &host, websocket);
     let upload = match head.framing {
         BodyFraming::None | BodyFraming::Length(0) => Upload::Done,

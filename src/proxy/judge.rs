@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::docker_manager::Peer;
 use crate::http1::{BodyFraming, RequestHead};
 use crate::names::{Host, special_purpose};
-use crate::rule_engine::{Action, Context, EgressMode, Header, Http, Network, Rule, RuleSet, Tls};
+use crate::rule_engine::{Action, Body, Context, EgressMode, Header, Http, Network, Rule, RuleSet, Tls};
 
 use super::ClientHello;
 
@@ -25,12 +25,25 @@ pub(super) struct Facts {
     /// `http` or `https`.
     pub(super) scheme: &'static str,
     headers: Vec<(Box<str>, Box<str>)>,
-    body_size: Option<u64>,
-    tls: Option<TlsFacts>,
+    pub(super) body_size: Option<u64>,
+    pub(super) body: BodyFacts,
+    tls: Option<Arc<TlsFacts>>,
 }
 
+/// The body of a request, as far as rules may see it.
 #[derive(Clone, Debug)]
-struct TlsFacts {
+pub(super) enum BodyFacts {
+    /// No rule sees any.
+    Hidden,
+    /// It was not read yet.
+    Unread,
+    /// It was read; `None` when it is over the cap.
+    Read(Option<Arc<str>>),
+}
+
+/// What the ClientHello of a tunnel says.
+#[derive(Debug)]
+pub(super) struct TlsFacts {
     sni: Option<Box<str>>,
     version: Option<&'static str>,
     alpn: Vec<Box<str>>,
@@ -44,6 +57,11 @@ pub(super) enum Verdict {
     Allow {
         /// The rule that allows it; `None` only while the address is unknown.
         rule: Option<Arc<Rule>>,
+    },
+    /// CONNECT only: decrypt, and judge each request inside.
+    Intercept {
+        /// The first rule that wants it.
+        rule: Arc<Rule>,
     },
     /// Refuse.
     Block(Refused),
@@ -78,6 +96,12 @@ impl Facts {
         Facts { body_size, ..Self::new(head, host, port, path, "http") }
     }
 
+    /// The same request, as one that was decrypted out of a tunnel that opened with `hello`.
+    pub(super) fn decrypted(self, hello: Arc<TlsFacts>) -> Self {
+        let body = if self.body_size == Some(0) { BodyFacts::Read(Some("".into())) } else { BodyFacts::Unread };
+        Facts { scheme: "https", tls: Some(hello), body, ..self }
+    }
+
     /// The facts of a CONNECT; what will be sent inside is unknown.
     pub(super) fn of_connect(head: &RequestHead, host: Host, port: u16) -> Self {
         Self::new(head, host, port, "/", "https")
@@ -96,19 +120,34 @@ impl Facts {
             scheme,
             headers: headers.collect(),
             body_size: None,
+            body: BodyFacts::Hidden,
             tls: None,
         }
     }
 
     /// The same tunnel, now that its ClientHello is known.
-    pub(super) fn with_hello(&self, hello: &ClientHello) -> Self {
-        let tls = TlsFacts {
-            sni: hello.sni.as_ref().map(|host| host.to_text().into_boxed_str()),
-            version: hello.version,
-            alpn: hello.alpn.clone(),
-            ech: hello.ech,
+    pub(super) fn with_hello(&self, hello: &Arc<TlsFacts>) -> Self {
+        Facts { tls: Some(Arc::clone(hello)), ..self.clone() }
+    }
+
+    /// The port that goes without saying.
+    pub(super) fn default_port(&self) -> u16 {
+        if self.scheme == "https" { 443 } else { 80 }
+    }
+
+    fn is_connect(&self) -> bool {
+        &*self.method == "CONNECT"
+    }
+
+    /// Whether a rule hangs on the body, which was not read yet.
+    pub(super) fn wants_body(&self, rules: &RuleSet, peer: &Peer) -> bool {
+        let address = match self.host {
+            Host::Address(address) => Some(address.to_string()),
+            Host::Name(_) => None,
         };
-        Facts { tls: Some(tls), ..self.clone() }
+        matches!(self.body, BodyFacts::Unread)
+            && rules.reads_bodies()
+            && self.with_context(peer, address.as_deref(), |context| rules.peek(context)).wants_body
     }
 
     /// The same tunnel, taken to go to `host`.
@@ -123,15 +162,18 @@ impl Facts {
         }
         let decision = self.with_context(peer, None, |context| rules.peek(context));
         let refused = |rule, reason| Verdict::Block(Refused { rule, reason, address: None });
-        if decision.could_intercept.is_some() {
-            return refused(decision.could_intercept, "intercept_unavailable");
-        }
         if !decision.may_allow() {
             let reason = if decision.rule.is_some() { "rule" } else { "default" };
             return refused(decision.rule, reason);
         }
         if decision.wants_address {
             return Verdict::Allow { rule: None };
+        }
+        if let Some(rule) = decision.could_intercept {
+            return Verdict::Intercept { rule };
+        }
+        if let Some(rule) = decision.rule.as_ref().filter(|rule| self.is_connect() && intercepts(rule)) {
+            return Verdict::Intercept { rule: Arc::clone(rule) };
         }
         match decision.rule.as_deref().and_then(|rule| self.against_egress(rule)) {
             Some(reason) => refused(decision.rule, reason),
@@ -145,14 +187,18 @@ impl Facts {
         let text = address.to_string();
         let decision = self.with_context(peer, Some(&text), |context| rules.peek(context));
         let refused = |rule, reason| Verdict::Block(Refused { rule, reason, address: Some(address) });
-        if decision.could_intercept.is_some() {
-            return refused(decision.could_intercept, "intercept_unavailable");
+        if let Some(rule) = decision.could_intercept {
+            return Verdict::Intercept { rule };
         }
         let rule = match (decision.action, decision.rule) {
             (Action::Allow, Some(rule)) => rule,
             (_, Some(rule)) => return refused(Some(rule), "rule"),
             (_, None) => return refused(None, "default"),
         };
+        // Nothing is dialled for it yet: the address is judged with each request inside.
+        if self.is_connect() && intercepts(&rule) {
+            return Verdict::Intercept { rule };
+        }
         if let Some(reason) = self.against_egress(&rule) {
             return refused(Some(rule), reason);
         }
@@ -176,10 +222,10 @@ impl Facts {
     fn against_egress(&self, rule: &Rule) -> Option<&'static str> {
         let egress = rule.egress.as_ref()?;
         match egress.mode {
-            EgressMode::Proxy => None,
+            // A request that an `intercept` rule matches was seen whole, decrypted or in the clear.
+            EgressMode::Proxy | EgressMode::Intercept => None,
             EgressMode::DirectIp if egress.ports.contains(&self.port) => None,
             EgressMode::DirectIp => Some("port_not_in_rule"),
-            EgressMode::Intercept => Some("intercept_unavailable"),
         }
     }
 
@@ -211,7 +257,11 @@ impl Facts {
                 scheme: Some(self.scheme),
                 headers: Some(&headers),
                 body_size: self.body_size,
-                body: None,
+                body: match &self.body {
+                    BodyFacts::Hidden => Body::Unknown,
+                    BodyFacts::Unread => Body::Unread,
+                    BodyFacts::Read(body) => Body::Read(body.as_deref()),
+                },
             },
             tls,
             ..Context::default()
@@ -233,8 +283,29 @@ impl Standing {
     pub(super) fn refused(&self, rules: &RuleSet, peer: &Peer) -> Option<(Refused, &Facts)> {
         self.facts.iter().find_map(|facts| match facts.judge_address(rules, peer, self.address.ip()) {
             Verdict::Allow { .. } => None,
+            Verdict::Intercept { rule } => {
+                // What was copied unseen would have to be seen now.
+                let refused = Refused { rule: Some(rule), reason: "intercept_now", address: None };
+                Some((refused, facts))
+            }
             Verdict::Block(refused) => Some((refused, facts)),
         })
+    }
+}
+
+fn intercepts(rule: &Rule) -> bool {
+    rule.egress.as_ref().is_some_and(|egress| egress.mode == EgressMode::Intercept)
+}
+
+impl TlsFacts {
+    /// What rules see of a ClientHello.
+    pub(super) fn of(hello: &ClientHello) -> Self {
+        TlsFacts {
+            sni: hello.sni.as_ref().map(|host| host.to_text().into_boxed_str()),
+            version: hello.version,
+            alpn: hello.alpn.clone(),
+            ech: hello.ech,
+        }
     }
 }
 

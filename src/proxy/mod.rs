@@ -16,9 +16,9 @@
 //! | `session` | the states of a client connection |
 //! | `request`, `dial`, `exchange`, `tunnel`, `closing` | the steps of those states |
 //! | `judge` | facts of a request, and the verdict on them; sans-I/O |
-//! | `intercept` | decrypted connections |
 //! | `preview` | the same judgement of a request that nobody sent; sans-I/O |
 //! | `client_hello` | TLS ClientHello; sans-I/O |
+//! | `intercept` | TLS on both sides, for hosts whose rules look inside |
 //! | `answer` | the proxy's own responses |
 //! | `report` | events |
 

@@ -10,7 +10,7 @@ use crate::http1::{Authority, Parse, RequestHead};
 use crate::names::Host;
 use crate::rule_engine::{Context, Rule, RuleSet};
 
-use super::judge::{Facts, Verdict};
+use super::judge::{Facts, TlsFacts, Verdict};
 use super::request::{Route, route};
 use super::{ClientHello, Listening, dial};
 
@@ -44,6 +44,8 @@ impl From<Verdict> for PreviewVerdict {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Allow { rule } => PreviewVerdict::Allow { rule },
+            // The tunnel opens; what passes in it is judged request by request.
+            Verdict::Intercept { rule } => PreviewVerdict::Allow { rule: Some(rule) },
             Verdict::Block(refused) => PreviewVerdict::Block { rule: refused.rule, reason: refused.reason },
         }
     }
@@ -96,7 +98,8 @@ impl Preview {
             Host::Address(_) => None,
         };
         let alpn = ["h2", "http/1.1"].map(Into::into).to_vec();
-        Preview { facts: self.facts.with_hello(&ClientHello { sni, version: Some("1.3"), alpn, ech: false }) }
+        let hello = TlsFacts::of(&ClientHello { sni, version: Some("1.3"), alpn, ech: false });
+        Preview { facts: self.facts.with_hello(&Arc::new(hello)) }
     }
 
     /// By name, before anything is resolved; an address is judged as one.

@@ -16,7 +16,7 @@ pub(super) fn event(client: &Client, verdict: Verdict, reason: &'static str) -> 
         flow: Some(client.flow),
         endpoint: client.peer.endpoint().cloned(),
         peer: Some(client.address),
-        ..Event::new(Layer::Proxy, verdict, reason)
+        ..Event::new(client.layer, verdict, reason)
     }
 }
 
@@ -52,12 +52,19 @@ pub(super) fn allowed(
 ) {
     facts.count(&core.snapshot.rules, &client.peer, Some(address.ip()));
     let event = of_facts(client, facts, Verdict::Allow, "rule");
-    core.links.events.record(Event { rule, destination: Some(address), duration_us: since(begun), ..event });
+    let bytes_up = (client.layer == Layer::Intercept).then_some(facts.body_size).flatten();
+    core.links.events.record(Event { rule, destination: Some(address), bytes_up, duration_us: since(begun), ..event });
+}
+
+/// A tunnel is decrypted because of `rule`, which counts nothing: its requests do.
+pub(super) fn intercepting(core: &Core, client: &Client, facts: &Facts, rule: &Arc<Rule>, begun: Instant) {
+    let event = of_facts(client, facts, Verdict::Allow, "intercepted");
+    core.links.events.record(Event { rule: Some(Arc::clone(rule)), duration_us: since(begun), ..event });
 }
 
 /// A request or tunnel was refused. The rule counts it, if there is one.
 pub(super) fn refused(core: &mut Core, client: &Client, facts: &Facts, refused: &Refused, begun: Instant) {
-    core.blocked += 1;
+    core.count_blocked(client.layer);
     if refused.rule.is_some() {
         facts.count(&core.snapshot.rules, &client.peer, refused.address);
     }

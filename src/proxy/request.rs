@@ -1,16 +1,18 @@
 //! Reading a request and finding out where it wants to go.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::docker_manager::Peer;
-use crate::events::{Event, Verdict as EventVerdict};
+use crate::events::{Event, Layer, Verdict as EventVerdict};
 use crate::http1::{Authority, BodyFraming, Parse, RequestHead, Target};
 use crate::names::Host;
 
 use super::answer::Answer;
+use super::intercept::body;
 use super::judge::{Facts, Refused, Verdict, has_dot_segment};
 use super::leg::ReadOutcome;
-use super::session::{Core, Next, Request, Session, State};
+use super::session::{Core, Inside, Next, Request, Session, State};
 use super::{closing, dial, exchange, report};
 
 /// The path that tells that the proxy lives, for anybody it serves and for the host itself.
@@ -24,7 +26,7 @@ pub(super) enum Route {
     Forward { host: Host, port: u16, path: Box<str> },
     Connect { host: Host, port: u16 },
     Health,
-    Refuse { code: &'static str, text: String },
+    Refuse { status: u16, code: &'static str, text: String },
 }
 
 /// Reads up to the end of a head.
@@ -41,6 +43,9 @@ pub(super) fn read_head(session: &mut Session, core: &mut Core, mut begun: bool)
         if !leg.input.is_empty() {
             if !begun {
                 begun = true;
+                if let Some(decrypted) = session.inside.as_mut().and_then(|inside| inside.decrypted.as_mut()) {
+                    decrypted.asked = true;
+                }
                 session.due.set(core.now + core.config.times.head);
             }
             match RequestHead::parse(&leg.input) {
@@ -68,7 +73,7 @@ fn drop_stale_upstream(session: &mut Session, core: &mut Core) {
     if let Some(upstream) = &mut session.upstream
         && upstream.used
         && upstream.leg.is_readable()
-        && upstream.leg.read(&mut core.scratch[..1]).ok() != Some(ReadOutcome::Blocked)
+        && upstream.leg.read(&mut core.scratch).ok() != Some(ReadOutcome::Blocked)
     {
         session.upstream = None;
     }
@@ -76,10 +81,15 @@ fn drop_stale_upstream(session: &mut Session, core: &mut Core) {
 
 fn begin(session: &mut Session, core: &mut Core, head: RequestHead) -> Next {
     core.requests += 1;
+    if session.client.layer == Layer::Intercept
+        && let Some(interception) = &mut core.config.interception
+    {
+        interception.counters.intercepted += 1;
+    }
     session.due.set(core.now + core.config.times.resolve);
     let route = match &session.inside {
         None => route(&|address| core.listeners.is_own(address, false), &head),
-        Some(authority) => route_inside(authority, &head),
+        Some(inside) => route_inside(inside, &head),
     };
     if let Route::Health = route {
         return closing::respond(session, core, &Answer::health(), &head);
@@ -87,10 +97,17 @@ fn begin(session: &mut Session, core: &mut Core, head: RequestHead) -> Next {
     if matches!(session.client.peer, Peer::Stranger | Peer::Unasked) {
         return session.turn_away(core);
     }
-    let (facts, connect) = match route {
-        Route::Forward { host, port, path } => (Facts::of_request(&head, host, port, &path), false),
-        Route::Connect { host, port } => (Facts::of_connect(&head, host, port), true),
-        Route::Refuse { code, text } => return refuse(session, core, 400, code, &text),
+    let decrypted = session.inside.as_mut().and_then(|inside| inside.decrypted.as_mut());
+    let facts = match route {
+        Route::Forward { host, port, path } => {
+            let facts = Facts::of_request(&head, host, port, &path);
+            match decrypted {
+                Some(decrypted) => facts.decrypted(Arc::clone(&decrypted.hello)),
+                None => facts,
+            }
+        }
+        Route::Connect { host, port } => Facts::of_connect(&head, host, port),
+        Route::Refuse { status, code, text } => return refuse(session, core, status, code, &text),
         // Answered above.
         Route::Health => return Next::End,
     };
@@ -98,16 +115,22 @@ fn begin(session: &mut Session, core: &mut Core, head: RequestHead) -> Next {
     if session.inside.is_none() {
         session.client.flow = report::flow(&core.links.events, &session.client, &facts);
     }
-    let request = Box::new(Request { head, facts, begun: std::time::Instant::now() });
+    let request = Box::new(Request { head, facts, begun: std::time::Instant::now(), answered: None });
     if core.stopping {
         return closing::respond(session, core, &Answer::failure(503, "the daemon stops"), &request.head);
     }
+    body::begin(session, core, request)
+}
+
+/// Judges a request that is there as far as it is needed, and sends it on its way.
+pub(super) fn admit(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
+    session.due.set(core.now + core.config.times.resolve);
     match request.facts.judge_name(&core.snapshot.rules, &session.client.peer) {
         Verdict::Block(refused) => blocked(session, core, &request, &refused),
-        Verdict::Allow { .. } if !connect && has_usable_upstream(session, core, &request) => {
+        Verdict::Allow { .. } if !request.is_connect() && has_usable_upstream(session, core, &request) => {
             exchange::begin(session, core, request)
         }
-        Verdict::Allow { .. } => {
+        Verdict::Allow { .. } | Verdict::Intercept { .. } => {
             session.upstream = None;
             dial::find(session, core, request)
         }
@@ -122,6 +145,7 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
         && matches!(request.head.framing, BodyFraming::None | BodyFraming::Length(0));
     if upstream.host != request.facts.host_text
         || upstream.port != request.facts.port
+        || upstream.leg.is_secured() != (request.facts.scheme == "https")
         || (upstream.used && !repeatable)
         || core.listeners.is_own(upstream.address, false)
     {
@@ -134,7 +158,7 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
             true
         }
         // The name may have another address that is allowed: it is resolved anew and judged in full.
-        Verdict::Block(_) => false,
+        Verdict::Intercept { .. } | Verdict::Block(_) => false,
     }
 }
 
@@ -142,15 +166,25 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
 pub(super) fn blocked(session: &mut Session, core: &mut Core, request: &Request, refused: &Refused) -> Next {
     let facts = &request.facts;
     report::refused(core, &session.client, facts, refused, request.begun);
+    if request.answered.is_some() {
+        return Next::End;
+    }
     let what = format!("{} {}:{}", facts.method, facts.host_text, facts.port);
     closing::respond(session, core, &Answer::blocked(refused, &what), &request.head)
 }
 
 /// Refuses what has no one reading, with an event, and ends the connection: what follows has none either.
 pub(super) fn refuse(session: &mut Session, core: &mut Core, status: u16, code: &'static str, text: &str) -> Next {
-    core.blocked += 1;
+    core.count_blocked(session.client.layer);
     let event = report::event(&session.client, EventVerdict::Block, code);
-    core.links.events.record(Event { protocol: Some("http"), ..event });
+    let event = match session.inside.as_deref() {
+        Some(Inside { authority, decrypted: Some(_) }) => {
+            let host = Some((&authority.host.to_text().into_boxed_str()).into());
+            Event { host, port: authority.port, protocol: Some("https"), ..event }
+        }
+        _ => Event { protocol: Some("http"), ..event },
+    };
+    core.links.events.record(event);
     tracing::debug!(target: "proxy", peer = %session.client.address, code, "refused");
     closing::last_answer(session, core, &Answer::failure(status, text))
 }
@@ -212,8 +246,13 @@ fn names_this_proxy(is_own: &dyn Fn(SocketAddr) -> bool, head: &RequestHead) -> 
     }
 }
 
-/// Plain HTTP inside a CONNECT to `authority`: only ever to that authority.
-fn route_inside(authority: &Authority, head: &RequestHead) -> Route {
+/// HTTP inside a CONNECT: only ever to the authority that it was opened, or decrypted, for.
+fn route_inside(inside: &Inside, head: &RequestHead) -> Route {
+    let authority = &inside.authority;
+    let (scheme, mismatch) = match inside.decrypted {
+        Some(_) => ("https", 421),
+        None => ("http", 400),
+    };
     let port = authority.port_or(HTTP_PORT);
     if &*head.method == "CONNECT" {
         return bad("connect_inside_tunnel", "CONNECT inside a tunnel");
@@ -221,12 +260,12 @@ fn route_inside(authority: &Authority, head: &RequestHead) -> Route {
     let path = match Target::parse(&head.method, &head.target) {
         Ok(Target::Origin(path)) => path,
         Ok(Target::Asterisk) => "*".into(),
-        Ok(Target::Absolute { scheme, authority: named, path })
-            if &*scheme == "http" && named.host == authority.host && named.port_or(port) == port =>
+        Ok(Target::Absolute { scheme: named_scheme, authority: named, path })
+            if &*named_scheme == scheme && named.host == authority.host && named.port_or(port) == port =>
         {
             path
         }
-        Ok(_) => return bad("host_mismatch", "another authority than the tunnel's"),
+        Ok(_) => return misdirected(mismatch, "another authority than the tunnel's"),
         Err(error) => return bad("bad_target", &error.to_string()),
     };
     if head.fields.first("host").is_none() {
@@ -234,8 +273,12 @@ fn route_inside(authority: &Authority, head: &RequestHead) -> Route {
     }
     match host_agrees(head, authority, port) {
         Ok(()) => forward(authority.host.clone(), port, path),
-        Err(text) => bad("host_mismatch", text),
+        Err(text) => misdirected(mismatch, text),
     }
+}
+
+fn misdirected(status: u16, text: &str) -> Route {
+    Route::Refuse { status, code: "host_mismatch", text: text.to_owned() }
 }
 
 fn forward(host: Host, port: u16, path: Box<str>) -> Route {
@@ -256,5 +299,5 @@ fn host_agrees(head: &RequestHead, authority: &Authority, default_port: u16) -> 
 }
 
 fn bad(code: &'static str, text: &str) -> Route {
-    Route::Refuse { code, text: text.to_owned() }
+    Route::Refuse { status: 400, code, text: text.to_owned() }
 }

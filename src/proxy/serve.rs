@@ -11,14 +11,18 @@ use mio::{Events, Poll};
 
 use crate::api;
 use crate::authority::LEAVES_MAX;
+use crate::authority::Minted;
 use crate::daemon::control::ControlMessage;
 use crate::daemon::{Snapshot, Subsystem};
 use crate::docker_manager::{DockerCommand, Peer};
 use crate::event_loop::{MAILBOX, Mailbox};
+use crate::events::Layer;
 
 use super::admission::{Admission, Holder, REFUSALS_MAX};
 use super::answer::Answer;
 use super::deadlines::{Deadlines, Due};
+use super::intercept::books::{self, Shared};
+use super::intercept::{body, opening};
 use super::leg::{Leg, READ_SIZE};
 use super::listeners::Listeners;
 use super::session::{Client, Core, Session, State, Turn};
@@ -97,6 +101,7 @@ impl Proxy {
             requests: 0,
             blocked: 0,
             stopping: false,
+            intercept: Shared::default(),
         };
         core.links.readiness.set("proxy", Ok(()));
         let unacknowledged = Some(core.snapshot.generation);
@@ -199,7 +204,9 @@ impl Proxy {
         self.sessions.restore(id, session);
     }
 
-    fn release(&mut self, session: Session) {
+    fn release(&mut self, mut session: Session) {
+        books::close(&session, &mut self.core);
+        body::release(&mut session, &mut self.core);
         match &session.client.holder {
             Some(holder) => self.admission.leave(holder),
             None => self.refusals -= 1,
@@ -264,7 +271,8 @@ impl Proxy {
         let counted = holder.clone();
         let inserted = self.sessions.insert(|id| {
             let leg = Leg::new(stream, &core.registry, id.token(Side::Client), true)?;
-            let client = Client { id, leg, address, arrival, peer, flow: core.links.events.flows().begin(), holder };
+            let flow = core.links.events.flows().begin();
+            let client = Client { id, leg, address, arrival, peer, flow, holder, held: 0, layer: Layer::Proxy };
             let state = State::Head { begun: false };
             Ok::<_, io::Error>(Session { client, upstream: None, inside: None, state, due })
         });
@@ -306,12 +314,7 @@ impl Proxy {
                         }
                     }
                 }),
-                ProxyCommand::Minted(minted) => {
-                    if let Some(interception) = &mut self.core.config.interception {
-                        // No session waits for one yet.
-                        let _ = interception.leaves.minted(minted, self.core.now);
-                    }
-                }
+                ProxyCommand::Minted(minted) => self.take_leaf(minted),
                 ProxyCommand::InterceptStatus(reply) => reply.send(self.intercept_status()),
                 ProxyCommand::FlushLeaves(reply) => {
                     reply.send(self.core.config.interception.as_mut().map(|interception| interception.leaves.flush()));
@@ -320,6 +323,26 @@ impl Proxy {
                 ProxyCommand::Ping(reply) => reply.send(()),
                 ProxyCommand::Stop => self.stop(),
             }
+        }
+    }
+
+    /// Goes on with the sessions that waited for a certificate.
+    fn take_leaf(&mut self, minted: Minted) {
+        let Some(interception) = &mut self.core.config.interception else { return };
+        let (waiting, outcome) = interception.leaves.minted(minted, self.core.now);
+        for id in waiting {
+            let config = outcome.as_ref().ok().cloned();
+            self.with(id, |session, core| match std::mem::replace(&mut session.state, State::Failed) {
+                State::Minting(minting) => {
+                    let next = opening::minted(session, core, *minting, config);
+                    session.proceed(core, next)
+                }
+                // It gave up waiting.
+                state => {
+                    session.state = state;
+                    Turn::Waiting
+                }
+            });
         }
     }
 

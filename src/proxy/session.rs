@@ -9,6 +9,7 @@ use mio::Registry;
 
 use crate::daemon::Snapshot;
 use crate::docker_manager::Peer;
+use crate::events::Layer;
 use crate::http1::{Authority, BodyReader, RequestHead};
 
 use super::admission::Holder;
@@ -16,7 +17,11 @@ use super::closing::{self, Closing};
 use super::deadlines::Due;
 use super::dial::{self, Dialling};
 use super::exchange::{self, Exchange};
-use super::judge::{Facts, Refused, Verdict};
+use super::intercept::body::{self, Gathering};
+use super::intercept::books::{Decrypted, Shared};
+use super::intercept::opening::{self, Minting};
+use super::intercept::upstream::{self, Securing};
+use super::judge::{Facts, Refused, Standing, Verdict};
 use super::leg::Leg;
 use super::listeners::Listeners;
 use super::request;
@@ -41,6 +46,17 @@ pub(super) struct Core {
     pub(super) requests: u64,
     pub(super) blocked: u64,
     pub(super) stopping: bool,
+    pub(super) intercept: Shared,
+}
+
+impl Core {
+    /// Counts a refusal.
+    pub(super) fn count_blocked(&mut self, layer: Layer) {
+        self.blocked += 1;
+        if let Some(interception) = self.config.interception.as_mut().filter(|_| layer == Layer::Intercept) {
+            interception.counters.blocked += 1;
+        }
+    }
 }
 
 /// The client's side.
@@ -54,6 +70,10 @@ pub(super) struct Client {
     pub(super) flow: u64,
     /// Whom the connection is counted for; `None` for one that is only told to go away.
     pub(super) holder: Option<Holder>,
+    /// Bytes of a body that are held because a rule looks into it.
+    pub(super) held: usize,
+    /// Where its decisions are made, for events.
+    pub(super) layer: Layer,
 }
 
 /// A connection to a server, of this client alone.
@@ -72,10 +92,18 @@ pub(super) struct Upstream {
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) upstream: Option<Upstream>,
-    /// The authority of the CONNECT inside which plain HTTP is spoken.
-    pub(super) inside: Option<Box<Authority>>,
+    /// The CONNECT inside which HTTP is read.
+    pub(super) inside: Option<Box<Inside>>,
     pub(super) state: State,
     pub(super) due: Due,
+}
+
+/// A CONNECT whose requests are read.
+pub(super) struct Inside {
+    /// Where all of them go.
+    pub(super) authority: Authority,
+    /// Set when they were decrypted; otherwise they are plain HTTP.
+    pub(super) decrypted: Option<Decrypted>,
 }
 
 /// A request that was read and judged by name.
@@ -85,6 +113,8 @@ pub(super) struct Request {
     pub(super) facts: Facts,
     /// When its head was complete.
     pub(super) begun: Instant,
+    /// A CONNECT that was answered before anything was dialled, because it was to be decrypted; what was judged then.
+    pub(super) answered: Option<Standing>,
 }
 
 impl Request {
@@ -107,6 +137,14 @@ pub(super) enum State {
     Exchange(Box<Exchange>),
     /// The body of an answered request is read and dropped; so many bytes of it at most.
     Discard(BodyReader, usize),
+    /// The body of a request is read before the request is judged.
+    Gathering(Box<Gathering>),
+    /// A leaf is being made.
+    Minting(Box<Minting>),
+    /// The TLS handshake with the client; since when.
+    Accepting(Instant),
+    /// The TLS handshake with the server.
+    Securing(Box<Securing>),
     /// CONNECT was answered; what is spoken inside is not known yet.
     Hello(Box<Opened>),
     /// Bytes are copied both ways.
@@ -143,11 +181,14 @@ impl Session {
     pub(super) fn drive(&mut self, core: &mut Core) -> Turn {
         for _ in 0..STEPS_MAX {
             let next = match std::mem::replace(&mut self.state, State::Failed) {
-                state @ (State::Held | State::Resolving(_)) => Next::Wait(state),
+                state @ (State::Held | State::Resolving(_) | State::Minting(_)) => Next::Wait(state),
                 State::Head { begun } => request::read_head(self, core, begun),
                 State::Dialling(dialling) => dial::step(self, core, dialling),
                 State::Exchange(exchange) => exchange::step(self, core, exchange),
                 State::Discard(reader, left) => closing::discard(self, core, reader, left),
+                State::Gathering(gathering) => body::step(self, core, gathering),
+                State::Accepting(begun) => opening::step(self, core, begun),
+                State::Securing(securing) => upstream::step(self, core, securing),
                 State::Hello(opened) => tunnel::read_hello(self, core, opened),
                 State::Tunnel(tunnel) => tunnel::step(self, core, tunnel),
                 State::Closing(closing) => closing::step(self, core, closing),
@@ -211,6 +252,10 @@ impl Session {
             }
             State::Dialling(dialling) => dial::timed_out(self, core, dialling),
             State::Exchange(exchange) => exchange::timed_out(self, core, &exchange),
+            State::Gathering(_) => body::timed_out(self, core),
+            State::Minting(minting) => opening::mint_timed_out(self, core, *minting),
+            State::Accepting(_) => opening::timed_out(self, core),
+            State::Securing(securing) => upstream::timed_out(self, core, *securing),
             State::Hello(opened) => tunnel::refuse(self, core, &opened, "hello_timeout"),
             State::Tunnel(tunnel) => tunnel::end(self, core, &tunnel, "idle"),
         };
@@ -254,20 +299,37 @@ impl Session {
 
     fn refused_now(&self, core: &Core) -> Option<(Refused, Facts, Instant)> {
         let (rules, peer) = (&core.snapshot.rules, &self.client.peer);
+        if let Some(decrypted) = self.inside.as_ref().and_then(|inside| inside.decrypted.as_ref())
+            && let Some((refused, facts)) = decrypted.refused(self, core)
+        {
+            return Some((refused, facts.clone(), decrypted.begun));
+        }
         let (standing, begun) = match &self.state {
-            State::Exchange(exchange) => {
-                let facts = &exchange.request.facts;
-                return match facts.judge_address(rules, peer, exchange.address.ip()) {
-                    Verdict::Allow { .. } => None,
-                    Verdict::Block(refused) => Some((refused, facts.clone(), exchange.request.begun)),
-                };
+            State::Exchange(exchange) => return self.request_refused(core, &exchange.request, exchange.address),
+            State::Securing(securing) => {
+                let address = self.upstream.as_ref()?.address;
+                return self.request_refused(core, securing.request(), address);
             }
+            // Judged anew, with what is said inside, before anything goes on.
+            State::Hello(opened) if opened.unconnected.is_some() => return None,
             State::Hello(opened) => (&opened.standing, opened.begun),
             State::Tunnel(tunnel) => (&tunnel.standing, tunnel.begun),
             _ => return None,
         };
         let (refused, facts) = standing.refused(rules, peer)?;
         Some((refused, facts.clone(), begun))
+    }
+
+    fn request_refused(
+        &self,
+        core: &Core,
+        request: &Request,
+        address: SocketAddr,
+    ) -> Option<(Refused, Facts, Instant)> {
+        match request.facts.judge_address(&core.snapshot.rules, &self.client.peer, address.ip()) {
+            Verdict::Allow { .. } | Verdict::Intercept { .. } => None,
+            Verdict::Block(refused) => Some((refused, request.facts.clone(), request.begun)),
+        }
     }
 
     /// Ends the session from outside a turn; a tunnel closes its books.

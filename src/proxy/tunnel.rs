@@ -1,14 +1,17 @@
 //! CONNECT: opened, judged again by what the client says inside, then copied until both ends are done.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::http1::{Authority, Parse, RequestHead};
 
 use super::client_hello::{ClientHello, HelloRead, read_client_hello};
-use super::judge::{Facts, Refused, Standing, Verdict};
+use super::intercept::opening;
+use super::judge::{Facts, Refused, Standing, TlsFacts, Verdict};
 use super::leg::{Leg, ReadOutcome};
-use super::session::{Core, Next, Request, Session, State};
-use super::{closing, report};
+use super::session::{Core, Inside, Next, Request, Session, State};
+use super::{closing, dial, report};
 
 /// Reads in one turn of one direction, before the other direction and other sessions get theirs.
 const READS_MAX: usize = 8;
@@ -17,6 +20,8 @@ const READS_MAX: usize = 8;
 pub(super) struct Opened {
     pub(super) standing: Standing,
     pub(super) begun: Instant,
+    /// The CONNECT, when it was to be decrypted and nothing was dialled for it.
+    pub(super) unconnected: Option<Box<Request>>,
 }
 
 /// Bytes copied both ways.
@@ -38,11 +43,31 @@ impl Tunnel {
 /// Answers a CONNECT whose upstream connection is made.
 pub(super) fn open(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
     let Some(upstream) = &session.upstream else { return Next::End };
+    let address = upstream.address;
+    let Request { facts, begun, answered, .. } = *request;
+    if let Some(standing) = answered {
+        let standing = Standing { address, ..standing };
+        if let Some((refused, facts)) = standing.refused(&core.snapshot.rules, &session.client.peer) {
+            report::refused(core, &session.client, facts, &refused, begun);
+            return Next::End;
+        }
+        return copy(session, core, standing, begun);
+    }
+    let standing = Standing { facts: vec![facts], address };
+    wait_for_hello(session, core, Opened { standing, begun, unconnected: None })
+}
+
+/// Answers a CONNECT that is to be decrypted: nothing is dialled for it.
+pub(super) fn answer(session: &mut Session, core: &mut Core, request: Box<Request>, address: SocketAddr) -> Next {
+    let standing = Standing { facts: vec![request.facts.clone()], address };
+    let begun = request.begun;
+    wait_for_hello(session, core, Opened { standing, begun, unconnected: Some(request) })
+}
+
+fn wait_for_hello(session: &mut Session, core: &mut Core, opened: Opened) -> Next {
     session.client.leg.output().extend_from_slice(b"HTTP/1.1 200 Connection established\r\n\r\n");
     session.due.set(core.now + core.config.times.hello);
-    let Request { facts, begun, .. } = *request;
-    let standing = Standing { facts: vec![facts], address: upstream.address };
-    Next::Go(State::Hello(Box::new(Opened { standing, begun })))
+    Next::Go(State::Hello(Box::new(opened)))
 }
 
 /// Reads what the client says first.
@@ -93,36 +118,56 @@ fn speaks_http(input: &[u8]) -> Option<bool> {
 /// Serves the tunnel as plain HTTP: every request in it is judged, and may only go to the CONNECT's authority.
 fn speak_http(session: &mut Session, core: &mut Core, opened: &Opened) -> Next {
     let facts = &opened.standing.facts[0];
-    session.inside = Some(Box::new(Authority { host: facts.host.clone(), port: Some(facts.port) }));
+    let authority = Authority { host: facts.host.clone(), port: Some(facts.port) };
+    session.inside = Some(Box::new(Inside { authority, decrypted: None }));
     closing::next_request(session, core)
 }
 
 /// Judges the tunnel by the CONNECT's host, now with what the hello says, and by the server name if it is another.
 fn judge_hello(session: &mut Session, core: &mut Core, mut opened: Opened, hello: &ClientHello) -> Next {
     let address = opened.standing.address;
-    let connect = opened.standing.facts[0].with_hello(hello);
+    let seen = Arc::new(TlsFacts::of(hello));
+    let connect = opened.standing.facts[0].with_hello(&seen);
     let renamed = hello.sni.as_ref().filter(|sni| **sni != connect.host).map(|sni| connect.renamed(sni));
     opened.standing.facts[0] = connect;
     if let Some(facts) = renamed {
         opened.standing.facts.push(facts);
     }
     let mut rule = None;
+    let mut intercepting = None;
     for facts in &opened.standing.facts {
         match facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
             Verdict::Allow { rule: allowing } => rule = allowing,
+            Verdict::Intercept { rule } => intercepting = Some(rule),
             Verdict::Block(refused) => {
                 report::refused(core, &session.client, facts, &refused, opened.begun);
                 return Next::End;
             }
         }
     }
+    if let Some(rule) = intercepting {
+        return opening::hear(session, core, Box::new(opened), seen, &rule);
+    }
     if let [_, named] = &opened.standing.facts[..] {
         report::allowed(core, &session.client, named, rule, (address, opened.begun));
     }
-    opened.standing.facts.shrink_to_fit();
+    match opened.unconnected.take() {
+        // What the hello says let a rule match that wants no decryption.
+        Some(mut request) => {
+            request.facts = opened.standing.facts[0].clone();
+            request.answered = Some(opened.standing);
+            dial::find(session, core, request)
+        }
+        None => copy(session, core, opened.standing, opened.begun),
+    }
+}
+
+/// Begins to copy.
+fn copy(session: &mut Session, core: &mut Core, mut standing: Standing, begun: Instant) -> Next {
+    standing.facts.shrink_to_fit();
     session.client.leg.shrink();
     session.due.set(core.now + core.config.times.tunnel_idle);
-    Next::Go(State::Tunnel(Box::new(Tunnel::new(opened.standing, opened.begun, core.now))))
+    Next::Go(State::Tunnel(Box::new(Tunnel::new(standing, begun, core.now))))
 }
 
 /// Closes a CONNECT that opens with something that is not served.

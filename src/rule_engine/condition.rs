@@ -12,7 +12,7 @@ use cel_interpreter::common::value::{CowVal, Val};
 use cel_interpreter::{Env, ExecutionError, Value};
 
 use super::facts::{Facts, Scope};
-use super::field::{ADDRESS, Field, FieldSet};
+use super::field::{ADDRESS, BODY, Field, FieldSet};
 use super::pattern::{self, PATTERN_TYPE};
 
 /// The functions and operators that conditions have: CEL's standard library without optional values, and
@@ -142,6 +142,11 @@ impl Condition {
         }
         let walk = Walk { facts, constants: &self.constants, open };
         walk.part(&self.expression).be_true
+    }
+
+    /// True when the condition reads the body.
+    pub(super) fn reads_body(&self) -> bool {
+        !self.fields.and(BODY).is_empty()
     }
 
     /// True when the condition reads the destination address.

@@ -65,8 +65,21 @@ pub struct Http<'a> {
     pub headers: Option<&'a [Header<'a>]>,
     /// Size of the body in bytes as declared by Content-Length; unknown when chunked.
     pub body_size: Option<u64>,
-    /// `Some(None)` is CEL's `null`: a body that was not read.
-    pub body: Option<Option<&'a str>>,
+    /// The body.
+    pub body: Body<'a>,
+}
+
+/// What is known of a body. Only rules with `match_body: true` are shown one; to the others a body that is there is
+/// `null`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// The layer has none: unknown to every rule.
+    #[default]
+    Unknown,
+    /// It comes behind the head and was not read yet: unknown to the rules that may see it.
+    Unread,
+    /// It was read; `None` is CEL's `null`, one over the cap.
+    Read(Option<&'a str>),
 }
 
 /// `dns.*`

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::field::{self, Field};
 use super::yaml::short;
-use super::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
+use super::{Agent, Body, Context, Dns, Docker, Header, Http, Network, Run, Tls};
 use crate::names::Host;
 
 /// The owned form of a [`Context`].
@@ -128,7 +128,7 @@ impl ContextDocument {
                 scheme: text(Field::HttpScheme),
                 headers: headers.as_deref(),
                 body_size: self.body_size,
-                body: self.body.as_ref().map(Option::as_deref),
+                body: self.body.as_ref().map_or(Body::Unknown, |body| Body::Read(body.as_deref())),
             },
             dns: Dns { query: text(Field::DnsQuery), record_type: text(Field::DnsRecordType) },
             tls: Tls {
@@ -189,7 +189,7 @@ mod tests {
         document.with(|context| {
             assert_eq!(context.http.host, Some("github.com"));
             assert_eq!(context.http.headers.unwrap()[0].name, "x-a");
-            assert_eq!(context.http.body, Some(None));
+            assert_eq!(context.http.body, Body::Read(None));
             assert_eq!(context.http.method, None);
             assert_eq!(context.network.port, Some(443));
             assert_eq!(context.network.ip, Some("1.2.3.4"));

@@ -13,8 +13,8 @@ use cel_interpreter::common::value::{CowVal, Val};
 use cel_interpreter::context::VariableResolver;
 use serde_json::Value as Json;
 
-use super::Context;
 use super::field::{ALL, Field, FieldSet};
+use super::{Body, Context};
 
 /// Nesting of `run.context` beyond this many levels is cut to null: an evaluation recurses over it.
 const JSON_DEPTH: usize = 16;
@@ -22,13 +22,29 @@ const JSON_DEPTH: usize = 16;
 /// The facts of one question; maps are built once, when a condition first asks for them.
 pub(super) struct Facts<'a> {
     context: Context<'a>,
+    /// `http.body`, as the rules that are asked may see it; `Some(None)` is null.
+    body: Option<Option<&'a str>>,
     headers: OnceLock<CelMap<'a>>,
     run_context: OnceLock<CelMap<'a>>,
 }
 
 impl<'a> Facts<'a> {
+    /// As rules without `match_body` see them: a body that is there is null.
     pub(super) fn new(context: &Context<'a>) -> Self {
-        Facts { context: *context, headers: OnceLock::new(), run_context: OnceLock::new() }
+        let body = match context.http.body {
+            Body::Unknown => None,
+            Body::Unread | Body::Read(_) => Some(None),
+        };
+        Facts { context: *context, body, headers: OnceLock::new(), run_context: OnceLock::new() }
+    }
+
+    /// As rules with `match_body` see them.
+    pub(super) fn with_body(context: &Context<'a>) -> Self {
+        let body = match context.http.body {
+            Body::Unknown | Body::Unread => None,
+            Body::Read(body) => Some(body),
+        };
+        Facts { body, ..Self::new(context) }
     }
 
     /// The fields that the context fills.
@@ -94,7 +110,7 @@ impl<'a> Facts<'a> {
             Field::NetworkPort => context.network.port.is_some(),
             Field::HttpHeaders => context.http.headers.is_some(),
             Field::HttpBodySize => context.http.body_size.is_some(),
-            Field::HttpBody => context.http.body.is_some(),
+            Field::HttpBody => self.body.is_some(),
             Field::TlsEch => context.tls.ech.is_some(),
             Field::RunContext => context.run.context.is_some(),
             _ => self.text(field).is_some() || self.list(field).is_some(),
@@ -136,7 +152,7 @@ impl<'a> Facts<'a> {
             Field::HttpBodySize => {
                 context.http.body_size.map(|size| CowVal::owned(CelInt::from(i64::try_from(size).unwrap_or(i64::MAX))))
             }
-            Field::HttpBody => context.http.body.map(|body| match body {
+            Field::HttpBody => self.body.map(|body| match body {
                 Some(body) => CowVal::owned(CelString::from(body)),
                 None => CowVal::owned(CelNull),
             }),

@@ -46,7 +46,7 @@ mod why;
 mod yaml;
 
 pub use command::RuleEngineCommand;
-pub use context::{Agent, Context, Dns, Docker, Header, Http, Network, Run, Tls};
+pub use context::{Agent, Body, Context, Dns, Docker, Header, Http, Network, Run, Tls};
 pub use document::ContextDocument;
 pub use engine::{RuleEngine, RuleEngineConfig};
 pub use guarded::{GUARDED_ARGUMENT, Guard};

@@ -7,9 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::condition::{Condition, Fault, Outcome};
 use super::facts::Facts;
-use super::field::{ADDRESS, Field, FieldSet, INNER};
+use super::field::{ADDRESS, BODY, Field, FieldSet, HELLO, INNER};
 use super::index::{Alternative, Index};
-use super::{Action, Context, EgressMode, Rule};
+use super::{Action, Body, Context, EgressMode, Rule};
 
 /// Milliseconds between two log lines about the errors of one rule.
 const ERROR_LOG_EVERY_MS: i64 = 60_000;
@@ -23,6 +23,8 @@ pub struct RuleSet {
     compiled: Vec<Compiled>,
     index: Index,
     by_id: HashMap<Box<str>, usize>,
+    /// Whether any rule with `match_body` reads the body.
+    reads_bodies: bool,
 }
 
 /// What evaluation needs beside the rule.
@@ -46,6 +48,9 @@ pub struct Decision {
     pub wants_address: bool,
     /// An `intercept` rule, before the deciding one, that could match once the request is decrypted.
     pub could_intercept: Option<Arc<Rule>>,
+    /// True when a rule before the deciding one is unknown only for want of the body, which was not read yet
+    /// ([`super::Body::Unread`]), and could match with it: the asker reads the body and asks again.
+    pub wants_body: bool,
 }
 
 impl std::fmt::Debug for RuleSet {
@@ -66,14 +71,21 @@ impl RuleSet {
     pub(super) fn new(rules: Vec<(Arc<Rule>, Compiled)>) -> Self {
         let index = Index::new(rules.iter().map(|(_, compiled)| compiled.guard.as_deref()));
         let by_id = rules.iter().enumerate().map(|(position, (rule, _))| (rule.id.clone(), position)).collect();
+        let reads_bodies = rules.iter().any(|(rule, compiled)| exposes_body(rule) && compiled.condition.reads_body());
         let (rules, compiled) = rules.into_iter().unzip();
-        RuleSet { rules, compiled, index, by_id }
+        RuleSet { rules, compiled, index, by_id, reads_bodies }
     }
 
     /// The rules in evaluation order.
     #[must_use]
     pub fn rules(&self) -> &[Arc<Rule>] {
         &self.rules
+    }
+
+    /// Whether a body that was not read yet can matter to any rule.
+    #[must_use]
+    pub fn reads_bodies(&self) -> bool {
+        self.reads_bodies
     }
 
     /// The rule with this id.
@@ -125,7 +137,7 @@ impl RuleSet {
     #[must_use]
     pub fn decide(&self, context: &Context<'_>) -> Decision {
         let facts = Facts::new(context);
-        let decision = self.judge(&facts, self.index.candidates(&facts), true);
+        let decision = self.judge(context, &facts, self.index.candidates(&facts), true);
         self.record(context, &decision);
         decision
     }
@@ -149,22 +161,32 @@ impl RuleSet {
     #[must_use]
     pub fn peek(&self, context: &Context<'_>) -> Decision {
         let facts = Facts::new(context);
-        self.judge(&facts, self.index.candidates(&facts), false)
+        self.judge(context, &facts, self.index.candidates(&facts), false)
     }
 
     /// The judgement of all rules one after the other, without the index.
     #[cfg(test)]
     pub(super) fn peek_without_index(&self, context: &Context<'_>) -> Decision {
         let positions = 0..u32::try_from(self.rules.len()).unwrap();
-        self.judge(&Facts::new(context), positions, false)
+        self.judge(context, &Facts::new(context), positions, false)
     }
 
-    fn judge(&self, facts: &Facts<'_>, candidates: impl Iterator<Item = u32>, counted: bool) -> Decision {
+    fn judge<'c>(
+        &self,
+        context: &Context<'c>,
+        plain: &Facts<'c>,
+        candidates: impl Iterator<Item = u32>,
+        counted: bool,
+    ) -> Decision {
         // Open is an address that is not known yet. A layer that fills nothing of `network.*` (DNS) never will: there
         // it is unknown like any other field, or one rule on addresses would have every name resolved.
-        let awaited = facts.text(Field::NetworkHostname).is_some() && facts.text(Field::NetworkIp).is_none();
+        let awaited = plain.text(Field::NetworkHostname).is_some() && plain.text(Field::NetworkIp).is_none();
         let open_address = if awaited { ADDRESS } else { FieldSet::EMPTY };
-        let tunnel = facts.text(Field::HttpMethod) == Some(CONNECT);
+        let tunnel = plain.text(Field::HttpMethod) == Some(CONNECT);
+        // A CONNECT is judged before its ClientHello comes, and again with it.
+        let inner = if plain.known().contains(Field::TlsEch) { INNER } else { INNER.or(HELLO) };
+        let unread = context.http.body == Body::Unread;
+        let mut exposed = None;
         let mut seen = Seen::default();
         let mut decider = None;
         for position in candidates {
@@ -173,6 +195,8 @@ impl RuleSet {
                 continue;
             };
             let condition = &compiled.condition;
+            let shown = exposes_body(rule) && condition.reads_body();
+            let facts = if shown { exposed.get_or_insert_with(|| Facts::with_body(context)) } else { plain };
             match condition.evaluate(facts, FieldSet::EMPTY) {
                 Outcome::True => {
                     decider = Some(rule);
@@ -183,6 +207,7 @@ impl RuleSet {
                     if !open_address.is_empty() && condition.reads_address() && condition.could(facts, open_address) {
                         seen.address_decides(rule.action);
                     }
+                    seen.wants_body |= shown && unread && condition.could(facts, BODY.or(open_address));
                 }
                 Outcome::Failed(fault) => {
                     if counted {
@@ -191,7 +216,7 @@ impl RuleSet {
                 }
             }
             if tunnel {
-                seen.inside(rule, condition, facts, open_address);
+                seen.inside(rule, condition, facts, (inner, open_address));
             }
         }
         let action = decider.map_or(Action::Block, |rule| rule.action);
@@ -200,6 +225,7 @@ impl RuleSet {
             rule: decider.cloned(),
             wants_address: seen.wants_address(action),
             could_intercept: seen.intercept,
+            wants_body: seen.wants_body,
         }
     }
 }
@@ -212,6 +238,7 @@ struct Seen {
     /// One of them allows.
     address_allows: bool,
     intercept: Option<Arc<Rule>>,
+    wants_body: bool,
 }
 
 impl Seen {
@@ -221,13 +248,19 @@ impl Seen {
     }
 
     /// Looks at a rule that does not match the CONNECT: an `intercept` rule may match what is inside.
-    fn inside(&mut self, rule: &Arc<Rule>, condition: &Condition, facts: &Facts<'_>, open_address: FieldSet) {
+    fn inside(
+        &mut self,
+        rule: &Arc<Rule>,
+        condition: &Condition,
+        facts: &Facts<'_>,
+        (inner, open_address): (FieldSet, FieldSet),
+    ) {
         let Some(egress) = rule.egress.as_ref().filter(|egress| egress.mode == EgressMode::Intercept) else { return };
         if self.intercept.is_some() {
             return;
         }
         // Without `match_body` the body stays unknown inside as well.
-        let inner = if egress.match_body { INNER } else { INNER.without(FieldSet::of(&[Field::HttpBody])) };
+        let inner = if egress.match_body { inner } else { inner.without(FieldSet::of(&[Field::HttpBody])) };
         if condition.could(facts, inner) {
             self.intercept = Some(Arc::clone(rule));
         } else if !open_address.is_empty()
@@ -243,6 +276,11 @@ impl Seen {
     fn wants_address(&self, decided: Action) -> bool {
         self.address && (decided == Action::Allow || self.address_allows || self.intercept.is_some())
     }
+}
+
+/// Whether the rule is shown bodies.
+fn exposes_body(rule: &Rule) -> bool {
+    rule.egress.as_ref().is_some_and(|egress| egress.match_body)
 }
 
 fn count_error(rule: &Rule, compiled: &Compiled, fault: &Fault) {
@@ -286,6 +324,7 @@ mod tests {
             let (action, mode) = action.split_once('/').map_or((action, None), |(action, mode)| (action, Some(mode)));
             let condition = serde_json::Value::from(condition);
             text += &format!("  - id: r{number}\n    action: {action}\n    condition: {condition}\n");
+            let mode = mode.map(|mode| mode.replace("+body", "\n      match_body: true"));
             text += &mode.map_or_else(String::new, |mode| format!("    egress:\n      mode: {mode}\n"));
         }
         let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
@@ -412,6 +451,9 @@ mod tests {
             (&["allow/intercept http.host == 'a.com'"], Some("r0"), None),
             (&["allow/intercept http.body == 'x'"], None, None),
             (&["allow/intercept http.headers['x'] == 'y'"], None, Some("r0")),
+            (&["allow/intercept http.path == '/a' && tls.version == '1.3' && !tls.ech"], None, Some("r0")),
+            (&["allow/intercept http.path == '/a' && tls.sni == 'a.com'"], None, None),
+            (&["allow/proxy tls.version == '1.3'"], None, None),
         ];
         for (rules, decider, intercept) in cases {
             let decision = set(rules).decide(&connect("a.com", Some("1.2.3.4")));
@@ -429,6 +471,35 @@ mod tests {
         let mut plain = connect("a.com", Some("1.2.3.4"));
         plain.http.method = Some("GET");
         assert!(rules.decide(&plain).could_intercept.is_none());
+    }
+
+    #[test]
+    fn a_body_is_shown_to_the_rules_that_ask_for_it_and_is_null_to_others() {
+        let rules = set(&[
+            "block http.body == 'evil'",
+            "allow/intercept+body http.path == '/a' && http.body.contains('good')",
+            "allow/intercept http.path == '/b' && http.body == null",
+            "allow/intercept+body http.path == '/c' && http.body == null",
+        ]);
+        assert!(rules.reads_bodies() && !set(&["allow/intercept http.body == 'x'"]).reads_bodies());
+        let ask = |path, body| {
+            let mut question = connect("a.com", Some("1.2.3.4"));
+            question.http = Http { method: Some("POST"), path: Some(path), body, ..question.http };
+            let decision = rules.peek(&question);
+            (id(&decision).map(str::to_owned), decision.wants_body)
+        };
+        let rule = |name: &str| (Some(name.to_owned()), false);
+        assert_eq!(ask("/a", Body::Unread), (None, true));
+        assert_eq!(ask("/a", Body::Read(Some("a good one"))), rule("r1"));
+        assert_eq!(ask("/a", Body::Read(Some("evil"))), (None, false));
+        assert_eq!(ask("/a", Body::Read(None)), (None, false));
+        assert_eq!(ask("/a", Body::Unknown), (None, false));
+        assert_eq!(ask("/b", Body::Unread), rule("r2"));
+        assert_eq!(ask("/b", Body::Read(Some("x"))), rule("r2"));
+        assert_eq!(ask("/b", Body::Unknown), (None, false));
+        assert_eq!(ask("/c", Body::Unread), (None, true));
+        assert_eq!(ask("/c", Body::Read(None)), rule("r3"));
+        assert_eq!(ask("/d", Body::Unread), (None, false));
     }
 
     #[test]

@@ -12,13 +12,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use outcall::api::ProxyStatus;
+use outcall::authority::Interception;
 use outcall::daemon::{Readiness, Snapshot, control::ControlMessage};
 use outcall::dns::{DnsCommand, ResolveError};
 use outcall::docker_manager::{Directory, DockerCommand, Endpoint, ManagedNetwork};
 use outcall::event_loop::{Address, Mailbox, mailbox, reply_channel};
 use outcall::events::{Event, EventSink, Verdict};
 use outcall::proxy::{Proxy, ProxyCommand, ProxyConfig, ProxyLinks, Times};
-use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, Interception as InterceptRules, LoadOptions, RuleSet, Source, load_sources};
 
 /// Nothing on a loopback takes this long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,6 +35,11 @@ pub fn rules(lines: &[&str]) -> Arc<RuleSet> {
         let (action, egress) = match action {
             "allow" => ("allow", "    egress:\n      allow_private_ips: true\n"),
             "allow_public" => ("allow", ""),
+            "intercept" => ("allow", "    egress:\n      mode: intercept\n      allow_private_ips: true\n"),
+            "intercept_public" => ("allow", "    egress:\n      mode: intercept\n"),
+            "intercept_body" => {
+                ("allow", "    egress:\n      mode: intercept\n      match_body: true\n      allow_private_ips: true\n")
+            }
             "direct" => {
                 ("allow", "    egress:\n      mode: direct_ip\n      ports: [9]\n      allow_private_ips: true\n")
             }
@@ -44,7 +50,7 @@ pub fn rules(lines: &[&str]) -> Arc<RuleSet> {
     if lines.is_empty() {
         return Arc::new(RuleSet::block_all());
     }
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: InterceptRules::Ready, guard: Guard::InProcess };
     let sources = [Source { name: "t.yaml".to_owned(), text }];
     load_sources(&sources, &options, None).unwrap_or_else(|errors| panic!("{errors}")).set
 }
@@ -68,6 +74,8 @@ pub struct Setup {
     pub max_connections: usize,
     pub max_per_container: usize,
     pub times: Times,
+    /// Makes what interception needs, given the proxy's mailbox.
+    pub interception: Option<Box<dyn FnOnce(Address<ProxyCommand>) -> Interception>>,
 }
 
 impl Setup {
@@ -85,6 +93,7 @@ impl Setup {
             max_connections: 64,
             max_per_container: 64,
             times: Times::default(),
+            interception: None,
         }
     }
 
@@ -167,8 +176,8 @@ impl Running {
             extra_peers: if setup.extra_peers { vec!["127.0.0.0/24".parse().unwrap()] } else { Vec::new() },
             max_connections: setup.max_connections,
             max_per_container: setup.max_per_container,
-            interception: None,
             times: setup.times,
+            interception: setup.interception.map(|make| make(own.clone())),
         };
         let links = ProxyLinks {
             control,
@@ -320,6 +329,8 @@ pub fn directory(containers: &[(&str, &str, &str)]) -> Directory {
 pub struct Wire {
     pub stream: TcpStream,
     buffer: Vec<u8>,
+    /// TLS, once it is spoken.
+    pub tls: Option<Box<rustls::Connection>>,
 }
 
 /// A response as the client saw it.
@@ -348,16 +359,79 @@ impl Wire {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Wire { stream, buffer: Vec::new() }
+        Wire { stream, buffer: Vec::new(), tls: None }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
+        match &mut self.tls {
+            None => self.stream.write_all(bytes.as_ref()).unwrap(),
+            Some(tls) => {
+                let mut rest = bytes.as_ref();
+                while !rest.is_empty() || tls.wants_write() {
+                    let taken = tls.writer().write(rest).unwrap();
+                    rest = &rest[taken..];
+                    while tls.wants_write() {
+                        tls.write_tls(&mut self.stream).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, piece: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.tls {
+            None => self.stream.read(piece),
+            Some(tls) => loop {
+                match tls.reader().read(piece) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    outcome => return outcome,
+                }
+                while tls.wants_write() {
+                    tls.write_tls(&mut self.stream)?;
+                }
+                tls.read_tls(&mut self.stream)?;
+                tls.process_new_packets().map_err(|error| std::io::Error::other(error.to_string()))?;
+            },
+        }
+    }
+
+    /// Speaks TLS from here on; the handshake is done when this is.
+    pub fn secure(mut self, connection: impl Into<rustls::Connection>) -> std::io::Result<Wire> {
+        let mut tls = Box::new(connection.into());
+        while tls.is_handshaking() {
+            tls.complete_io(&mut self.stream)?;
+        }
+        self.tls = Some(tls);
+        Ok(self)
+    }
+
+    /// Whether the connection ends without the end of TLS.
+    pub fn is_truncated(&mut self) -> bool {
+        let mut piece = [0; 4096];
+        loop {
+            match self.read(&mut piece) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// Says inside TLS that no more comes.
+    pub fn close_tls(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let _ = tls.complete_io(&mut self.stream);
+        }
     }
 
     fn more(&mut self) -> usize {
         let mut piece = [0; 16 * 1024];
-        let bytes = self.stream.read(&mut piece).expect("bytes before the patience is over");
+        let bytes = match self.read(&mut piece) {
+            // Most peers do not take leave inside TLS; see `truncated` for the tests that care.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => 0,
+            bytes => bytes.expect("bytes before the patience is over"),
+        };
         self.buffer.extend_from_slice(&piece[..bytes]);
         bytes
     }
@@ -402,10 +476,12 @@ impl Wire {
     pub fn rest(&mut self) -> Vec<u8> {
         let mut piece = [0; 16 * 1024];
         loop {
-            match self.stream.read(&mut piece) {
+            match self.read(&mut piece) {
                 Ok(0) => break,
                 Ok(bytes) => self.buffer.extend_from_slice(&piece[..bytes]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+                // The end of the connection without one of TLS: see `truncated`.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
                 Err(error) => panic!("no end of the stream: {error}"),
             }
         }
@@ -476,6 +552,31 @@ impl Wire {
         seen
     }
 
+    /// Answers each request with its body, or with its target, and keeps the connection.
+    pub fn serve_echo(&mut self, log: &Mutex<Vec<String>>) {
+        loop {
+            let head = self.head();
+            if head.is_empty() {
+                return;
+            }
+            let target = head.split(' ').nth(1).unwrap().to_owned();
+            let seen = Seen { status: 0, head: head.clone(), body: Vec::new() };
+            let mut body = target.into_bytes();
+            if let Some(length) = seen.field("content-length") {
+                body = self.exactly(length.parse().unwrap());
+            } else if seen.field("transfer-encoding").is_some() {
+                let (data, trailers) = self.chunks();
+                body = [data, trailers.into_bytes()].concat();
+            }
+            log.lock().unwrap().push(head.clone());
+            let headless = head.starts_with("HEAD ");
+            self.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
+            if !headless {
+                self.send(body);
+            }
+        }
+    }
+
     pub fn is_closed(&mut self) -> bool {
         self.rest().is_empty()
     }
@@ -509,29 +610,7 @@ impl Origin {
 
     /// An origin that answers each request with its target, and keeps the connection.
     pub fn echo() -> Self {
-        Origin::with(|mut wire, log| {
-            loop {
-                let head = wire.head();
-                if head.is_empty() {
-                    return;
-                }
-                let target = head.split(' ').nth(1).unwrap().to_owned();
-                let seen = Seen { status: 0, head: head.clone(), body: Vec::new() };
-                let mut body = target.into_bytes();
-                if let Some(length) = seen.field("content-length") {
-                    body = wire.exactly(length.parse().unwrap());
-                } else if seen.field("transfer-encoding").is_some() {
-                    let (data, trailers) = wire.chunks();
-                    body = [data, trailers.into_bytes()].concat();
-                }
-                log.lock().unwrap().push(head.clone());
-                let headless = head.starts_with("HEAD ");
-                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
-                if !headless {
-                    wire.send(body);
-                }
-            }
-        })
+        Origin::with(|mut wire, log| wire.serve_echo(log))
     }
 
     /// An origin that sends `response` to whatever request, and then closes.
