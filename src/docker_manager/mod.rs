@@ -9,6 +9,7 @@
 //! | `resolver_guard` | containers whose names would be resolved past every rule |
 //! | `network_ops` | making and removing networks |
 //! | `start`, `manager` | the "network" step of the start, and the thread |
+//! | `reading`, `guarding` | what the thread reads and publishes; what follows outside of Docker's answers |
 //! | `commands` | the operator's changes and questions |
 //! | `tasks` | what is still to be asked, by urgency |
 //! | `warnings` | what is wrong with containers and networks, told once |
@@ -19,9 +20,11 @@ mod client;
 mod commands;
 mod directory;
 pub mod engine;
+mod guarding;
 mod manager;
 mod network_ops;
 mod peer;
+mod reading;
 mod resolver_guard;
 mod sandbox;
 mod start;
