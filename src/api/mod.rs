@@ -5,6 +5,7 @@
 mod agent;
 mod bridge;
 mod ca;
+mod container;
 mod dns;
 mod doctor;
 mod events;
@@ -20,6 +21,11 @@ pub use agent::{
 };
 pub use bridge::BridgeStatus;
 pub use ca::{CaBundle, CaStatus};
+pub use container::{
+    ContainerCreate, ContainerCreated, ContainerDetail, ContainerMount, ContainerPull, ContainerPulled,
+    ContainerRemove, ContainerRemoved, ContainerStop, ContainerStopped, ContainerSummary, Environment, MemoryLimit,
+    REDACTED, Words,
+};
 pub use dns::{DnsCache, DnsCacheEntry, DnsCacheStats, DnsFlushed, DnsStatus};
 pub use doctor::{
     DoctorVerdict, Finding, ForeignHook, HostProbe, ProbedCa, ProbedFeature, ProbedRules, ProbedSettings,

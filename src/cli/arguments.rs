@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::api::MemoryLimit;
+
 /// Where outcalld listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/outcall/host.sock";
 
@@ -44,6 +46,9 @@ pub enum Group {
     /// The managed Docker networks
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Containers with outcalld's hardening
+    #[command(subcommand)]
+    Container(ContainerCommand),
     /// The rules that decide
     #[command(subcommand)]
     Rules(RulesCommand),
@@ -130,6 +135,97 @@ pub struct NetworkName {
     /// Name without its `outcall-` prefix; default: the default network
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+}
+
+/// `outcall container`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum ContainerCommand {
+    /// Make and start a container on a managed network
+    Create(Box<ContainerArguments>),
+    /// List the containers that outcalld made
+    List,
+    /// Show one of them; environment values stay hidden
+    Inspect {
+        /// Name or id
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Stop one of them
+    Stop {
+        /// Name or id
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Seconds before it is killed, at most 300; default: 10
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=300))]
+        timeout: Option<u32>,
+    },
+    /// Remove one of them
+    Remove {
+        /// Name or id
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Kill it first if it runs
+        #[arg(long)]
+        force: bool,
+    },
+    /// Fetch an image; `create` never does that by itself
+    Pull {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: String,
+    },
+}
+
+/// `outcall container create`
+#[derive(Debug, clap::Args)]
+#[allow(missing_docs)] // each field's help text is its documentation
+pub struct ContainerArguments {
+    /// An image that is on the host
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// What it runs; default: the image's command
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+    /// Managed network, without its `outcall-` prefix; default: the default network
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+    /// Name, which rules see as agent.container; default: outcall- and 8 hex digits
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Numeric user and group, not root; default: 65532:65532
+    #[arg(long, value_name = "UID[:GID]")]
+    pub user: Option<String>,
+    /// Memory, such as 1g; default: 512m, at least 6m
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemoryLimit>,
+    /// CPU weight, at least 2; default: 1024
+    #[arg(long, value_name = "N")]
+    pub cpu_shares: Option<i64>,
+    /// Environment variable; without a value it is taken from this command's own environment
+    #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Mount a path of the host, or a volume
+    #[arg(long, short = 'v', value_name = "SOURCE:TARGET[:ro]")]
+    pub volume: Vec<String>,
+    /// Program to run instead of the image's
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Directory to run in
+    #[arg(long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Read-only root with a tmpfs at /tmp
+    #[arg(long)]
+    pub read_only: bool,
+    /// Mount the agents' socket and the shim (true or false); default: true where outcalld runs on the host
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub helper_mounts: Option<bool>,
+    /// Keep standard input open
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub tty: bool,
 }
 
 /// `outcall rules`

@@ -20,6 +20,7 @@ const ANSWER_LIMIT: u64 = 64 * 1024 * 1024;
 pub(super) struct Client {
     agent: ureq::Agent,
     socket: std::path::PathBuf,
+    limit: Duration,
 }
 
 /// An answer with its status; `data` may be there in a failure too (`/ready`).
@@ -33,12 +34,15 @@ impl Client {
         let config = ureq::config::Config::builder()
             .http_status_as_error(false)
             .proxy(None)
-            .timeout_global(Some(CALL_LIMIT))
             .user_agent(concat!("outcall/", env!("CARGO_PKG_VERSION")))
             .max_idle_connections(0)
             .build();
         let connector = UnixConnector { socket: socket.to_owned() };
-        Client { agent: ureq::Agent::with_parts(config, connector, NoResolver), socket: socket.to_owned() }
+        Client {
+            agent: ureq::Agent::with_parts(config, connector, NoResolver),
+            socket: socket.to_owned(),
+            limit: CALL_LIMIT,
+        }
     }
 
     /// `GET path`, its data.
@@ -51,6 +55,17 @@ impl Client {
         let body =
             serde_json::to_vec(body).map_err(|source| CliError::Answer { call: format!("POST {path}"), source })?;
         self.data(&Method::POST, path, body)
+    }
+
+    /// `POST path` with a JSON body that may take `limit`, its data.
+    pub(super) fn post_within<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        limit: Duration,
+    ) -> Result<T, CliError> {
+        let patient = Client { limit, agent: self.agent.clone(), socket: self.socket.clone() };
+        patient.post(path, body)
     }
 
     /// `POST path` without a body, its data.
@@ -99,6 +114,7 @@ impl Client {
             request = request.header("content-type", "application/json");
         }
         let request = request.body(body).map_err(|error| talk(ureq::Error::Http(error)))?;
+        let request = self.agent.configure_request(request).timeout_global(Some(self.limit)).build();
         let mut response = self.agent.run(request).map_err(talk)?;
         let status = response.status().as_u16();
         let bytes = response.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec().map_err(talk)?;

@@ -11,7 +11,7 @@ use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks};
 use crate::authority::{self, LeavesCommand};
 use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
-use crate::docker_manager::{DockerCommand, DockerConfig, DockerLinks, DockerManager, HostFiles};
+use crate::docker_manager::{DockerCommand, DockerLinks, DockerManager};
 use crate::event_loop::{Address, Mailbox, mailbox};
 use crate::events::{DecisionLog, EventLog, EventSink, EventsCommand};
 use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks};
@@ -29,7 +29,7 @@ use super::control_loop::{Control, Ending};
 use super::interception;
 use super::lock::Lock;
 use super::publisher::{Publisher, Reader};
-use super::settings::{agent_config, bridge_config, interception_config, load_options, proxy_config};
+use super::settings::{agent_config, bridge_config, docker_config, interception_config, load_options, proxy_config};
 use super::signals::Signals;
 use super::started::Started;
 use super::threads::{panic_text, spawn};
@@ -179,12 +179,9 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     })?;
 
     let docker = step("network", &readiness, || {
-        let config = DockerConfig {
-            socket: flags.docker_socket.clone(),
-            bridge: flags.bridge.clone(),
-            subnet_block: flags.subnet_block,
-            files: HostFiles::default(),
-        };
+        // The bundle that containers trust is made where the CA is loaded; without a CA there is none.
+        let ca_bundle = None;
+        let config = docker_config(flags, ca_bundle);
         let links = DockerLinks {
             control: control.clone(),
             bridge: to_bridge.clone(),

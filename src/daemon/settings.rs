@@ -1,11 +1,13 @@
 //! What the flags mean to each subsystem.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Flags;
-use crate::agent_api::AgentApiConfig;
+use crate::agent_api::{AgentApiConfig, socket_directory};
 use crate::authority;
 use crate::bridge::BridgeConfig;
+use crate::docker_manager::{DockerConfig, HostFiles};
 use crate::proxy::{ProxyConfig, Times};
 use crate::rule_engine::{Guard, Interception, LoadOptions};
 
@@ -26,6 +28,25 @@ pub(super) fn proxy_config(flags: &Flags, interception: Option<authority::Interc
         max_per_container: flags.proxy_max_per_container as usize,
         interception,
         times: Times::default(),
+    }
+}
+
+/// `ca_bundle`: the file of system roots and our CA that containers trust, where the daemon has a CA.
+pub(super) fn docker_config(flags: &Flags, ca_bundle: Option<PathBuf>) -> DockerConfig {
+    let agent_directory = socket_directory(&flags.agent_socket_host_path);
+    let own = [&flags.state_dir, &flags.rules_dir, &agent_directory];
+    let protected = own.into_iter().chain(flags.ca_key.as_ref()).cloned().collect();
+    DockerConfig {
+        socket: flags.docker_socket.clone(),
+        bridge: flags.bridge.clone(),
+        subnet_block: flags.subnet_block,
+        files: HostFiles::default(),
+        operator_socket: flags.socket.clone(),
+        protected,
+        agent_directory,
+        shim: flags.shim_host_path.clone(),
+        proxy: (!flags.no_proxy).then_some(flags.proxy_addr),
+        ca_bundle,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns: connection, API version, status codes, errors. Does not own: what is asked and what it means (`engine`).
 
 use std::fmt;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +20,9 @@ const OLDEST_MINOR: u32 = 41;
 const NEWEST_MINOR: u32 = 47;
 /// Bytes of an answer. A network with a full /16 of containers takes some 15 MB; an Engine that sends more is broken.
 const ANSWER_CAP: u64 = 32 << 20;
+/// Bytes of one line of a stream, and of all of them: half an hour of progress from many layers is some 20 MB.
+const LINE_CAP: u64 = 1 << 20;
+const STREAM_CAP: u64 = 256 << 20;
 /// Characters of an Engine's own error message that are passed on.
 const MESSAGE_CAP: usize = 400;
 /// How long `/events` may take to send its head; the stream itself has no deadline.
@@ -120,6 +123,11 @@ impl std::error::Error for DockerError {
 }
 
 impl DockerError {
+    /// A refusal in the Engine's words, cut and on one line.
+    pub(super) fn refused(call: &str, status: u16, message: &str) -> Self {
+        DockerError::Refused { call: call.to_owned(), status, message: one_line(message) }
+    }
+
     /// The HTTP status of a refusal.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
@@ -171,6 +179,41 @@ impl Client {
             let request = agent.post(format!("{prefix}{path}"));
             request.config().timeout_global(Some(left)).build().send_json(body)
         })
+    }
+
+    /// POST without a body, whose answer is a stream of lines that ends when the work does. `line` gets each.
+    ///
+    /// # Errors
+    /// Any [`DockerError`]; [`DockerError::Broken`] for a line that `line` does not take.
+    pub fn post_lines(
+        &self,
+        call: &str,
+        path: &str,
+        limit: Duration,
+        mut line: impl FnMut(&[u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<(), DockerError> {
+        let prefix = self.prefix(limit)?;
+        let request = self.agent.post(format!("{prefix}{path}"));
+        let request = request.config().timeout_global(Some(limit)).build();
+        let mut answer = request.send_empty().map_err(|error| self.failed(call, limit, error))?;
+        let status = answer.status().as_u16();
+        if status != 200 {
+            let body = answer.body_mut().with_config().limit(ANSWER_CAP).read_to_vec().unwrap_or_default();
+            return Err(DockerError::refused(call, status, &message_of(&body)));
+        }
+        let broken = |source| DockerError::Broken { call: call.to_owned(), source };
+        let mut reader = BufReader::new(answer.into_body().into_with_config().limit(STREAM_CAP).reader());
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            let read = reader.by_ref().take(LINE_CAP).read_until(b'\n', &mut text);
+            match read.map_err(|error| self.failed(call, limit, error.into()))? {
+                0 => return Ok(()),
+                _ if text.last() != Some(&b'\n') => return Err(broken("a line was cut short or is too long".into())),
+                _ if text.iter().all(u8::is_ascii_whitespace) => {}
+                _ => line(&text).map_err(broken)?,
+            }
+        }
     }
 
     /// DELETE of `path`.
@@ -289,6 +332,10 @@ fn message_of(body: &[u8]) -> String {
         Ok(parsed) => parsed.message,
         Err(_) => String::from_utf8_lossy(&body[..body.len().min(MESSAGE_CAP)]).into_owned(),
     };
+    one_line(&text)
+}
+
+fn one_line(text: &str) -> String {
     let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_CAP).collect();
     if line.is_empty() { "(no message)".to_owned() } else { line }
 }

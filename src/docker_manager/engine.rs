@@ -231,12 +231,12 @@ pub fn pause(client: &Client, container: &str) -> Result<(), DockerError> {
 }
 
 /// Ids come from the Engine itself; one that is not plain would still not leave its place in the path.
-fn path_safe(id: &str) -> String {
+pub(super) fn path_safe(id: &str) -> String {
     id.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')).collect()
 }
 
 /// The Engine writes `null` for an empty map or list.
-fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Default + Deserialize<'de>,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::commands::{Job, Query};
+use super::containers::{Containers, Finished};
 use super::engine;
 use super::network_ops::NetworkOps;
 use super::start::{DockerConfig, DockerLinks, StartNetwork};
@@ -41,6 +42,8 @@ pub(super) enum Noticed {
         default_wanted: Option<bool>,
         answer: Box<dyn FnOnce() + Send>,
     },
+    /// A thread of the containers' commands ended.
+    Container(Finished),
     /// A disconnection ended.
     Cut {
         container: String,
@@ -63,6 +66,7 @@ pub struct DockerManager {
     pub(super) jobs: VecDeque<Job>,
     pub(super) job_running: bool,
     pub(super) queries: VecDeque<Query>,
+    pub(super) containers: Containers,
     /// Answers that wait until the directory they speak of is published.
     pub(super) answers: Vec<Box<dyn FnOnce() + Send>>,
     /// Since when something waits to be published.
@@ -107,6 +111,7 @@ impl DockerManager {
         mailbox: Mailbox<DockerCommand>,
     ) -> Self {
         let now = Instant::now();
+        let containers = Containers::new(&config, &ops.client);
         DockerManager {
             config,
             links,
@@ -120,6 +125,7 @@ impl DockerManager {
             jobs: VecDeque::new(),
             job_running: false,
             queries: VecDeque::new(),
+            containers,
             answers: Vec::new(),
             unpublished: None,
             publish_after: now,
@@ -163,7 +169,7 @@ impl DockerManager {
         }
         drop(stream);
         let deadline = Instant::now() + STOP_LIMIT;
-        while (self.job_running || !self.cutting.is_empty()) && Instant::now() < deadline {
+        while (self.job_running || self.containers.busy() || !self.cutting.is_empty()) && Instant::now() < deadline {
             self.wait(&mut events, deadline)?;
             self.drain();
         }
@@ -186,7 +192,8 @@ impl DockerManager {
     fn next_due(&self) -> Instant {
         let now = Instant::now();
         let publish = self.unpublished.map(|_| self.publish_after);
-        self.tasks.next_due(now).min(publish.unwrap_or(now + super::tasks::HEARTBEAT))
+        let others = [publish, self.containers.next_due()].into_iter().flatten().min();
+        self.tasks.next_due(now).min(others.unwrap_or(now + super::tasks::HEARTBEAT))
     }
 
     /// Takes everything that waits in the mailbox. Asks nothing.
@@ -200,6 +207,7 @@ impl DockerManager {
                 DockerCommand::DestroyNetwork(select, reply) => self.enqueue(Job::Destroy(select, reply)),
                 DockerCommand::Network(select, reply) => self.ask(Query::Network(select, reply)),
                 DockerCommand::Networks(reply) => self.ask(Query::Networks(reply)),
+                DockerCommand::Container(command) => self.containers.enqueue(command),
                 DockerCommand::Noticed(Notice(noticed)) => self.noticed(noticed),
             }
         }
@@ -222,6 +230,7 @@ impl DockerManager {
                 self.unpublished.get_or_insert_with(Instant::now);
                 self.tasks.list_by(Instant::now());
             }
+            Noticed::Container(finished) => self.containers.finished(finished, Instant::now()),
             Noticed::Cut { container, network, result } => {
                 match result {
                     Ok(()) => tracing::info!(target: "docker_manager", container, "disconnected and paused"),
@@ -243,6 +252,7 @@ impl DockerManager {
                 self.stream_open = true;
                 self.prepare_all = true;
                 self.tasks.list_by(now);
+                self.containers.sweep_now(now);
             }
             Change::Lost(reason) => {
                 self.stream_open = false;
@@ -306,6 +316,9 @@ impl DockerManager {
             && let Some(job) = self.jobs.pop_front()
         {
             self.begin(job);
+            return Ok(true);
+        }
+        if self.begin_container_work() {
             return Ok(true);
         }
         if let Some(query) = self.queries.pop_front() {

@@ -10,7 +10,8 @@
 //! | `network_ops` | making and removing networks |
 //! | `start`, `manager` | the "network" step of the start, and the thread |
 //! | `reading`, `guarding` | what the thread reads and publishes; what follows outside of Docker's answers |
-//! | `commands` | the operator's changes and questions |
+//! | `commands` | the operator's changes of networks and questions |
+//! | `containers` | containers made by outcalld, and the operator's commands about them |
 //! | `tasks` | what is still to be asked, by urgency |
 //! | `warnings` | what is wrong with containers and networks, told once |
 //! | `sandbox` | a container's init process, before Docker tells it |
@@ -18,6 +19,7 @@
 
 mod client;
 mod commands;
+mod containers;
 mod directory;
 pub mod engine;
 mod guarding;
@@ -35,6 +37,7 @@ mod view;
 mod warnings;
 
 pub use client::{Client, DockerError};
+pub use containers::ContainerCommand;
 pub use directory::{Directory, Endpoint, Ipv4Net, Ipv4NetError, ManagedNetwork, agent_name};
 pub use manager::DockerManager;
 pub use peer::{Peer, PeerRange};
@@ -58,6 +61,8 @@ pub enum DockerCommand {
     Network(api::NetworkSelect, Reply<Result<api::NetworkStatus, DockerFailure>>),
     /// All managed networks.
     Networks(Reply<Result<Vec<api::NetworkStatus>, DockerFailure>>),
+    /// A command about containers.
+    Container(ContainerCommand),
     /// From the manager's own helper threads.
     Noticed(Notice),
     /// Answered at once by a living thread.

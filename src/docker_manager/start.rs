@@ -4,6 +4,7 @@
 //! (`manager`), the operations themselves (`network_ops`).
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,18 @@ pub struct DockerConfig {
     pub subnet_block: Ipv4Net,
     /// Where the host's resolver is configured.
     pub files: HostFiles,
+    /// `--socket`: no container may see it.
+    pub operator_socket: PathBuf,
+    /// The daemon's own files and directories, of which no container may see a part.
+    pub protected: Vec<PathBuf>,
+    /// The directory of the agents' socket, as containers mount it.
+    pub agent_directory: PathBuf,
+    /// `--shim-host-path`.
+    pub shim: PathBuf,
+    /// `--proxy-addr`; `None` with `--no-proxy`.
+    pub proxy: Option<SocketAddr>,
+    /// System roots and our CA in one file, whose directory containers mount; `None` without a CA.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 /// The ways to the other parts.

@@ -13,7 +13,7 @@ use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request,
 use super::call::{Call, decoded};
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
-use super::{bridge, dns, dynamic, explain, health, network, proxy, requests, rules};
+use super::{bridge, container, dns, dynamic, explain, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -100,6 +100,12 @@ impl Api {
             "/network/config" => Route::Get(network::config),
             "/network/create" => Route::Post(network::create),
             "/network/destroy" => Route::Post(network::destroy),
+            "/containers" => Route::Get(container::list),
+            "/container" => Route::Get(container::inspect),
+            "/container/create" => Route::Post(container::create),
+            "/container/stop" => Route::Post(container::stop),
+            "/container/remove" => Route::Post(container::remove),
+            "/container/pull" => Route::Post(container::pull),
             "/rules" => Route::Get(rules::list),
             "/rules/active" => Route::Get(dynamic::active),
             "/rules/flush" => Route::Post(dynamic::flush),

@@ -10,11 +10,12 @@
 //! | `api` | the route table and the waiting room |
 //! | `call` | one request: query, body |
 //! | `respond` | the envelope |
-//! | `bridge` `dns` `dynamic` `explain` `network` `proxy` `requests` `rules` `health` | one resource each |
+//! | `bridge` `container` `dns` `dynamic` `explain` `health` `network` `proxy` `requests` `rules` | one resource each |
 
 mod api;
 mod bridge;
 mod call;
+mod container;
 mod dns;
 mod dynamic;
 mod explain;

@@ -55,7 +55,7 @@ pub(super) fn destroy(api: &mut Api, call: Call) -> Result<Answer, Response> {
     api.ask(call.ticket, (Subsystem::DockerManager, &owner), CHANGE_LIMIT, command, |outcome| or_failure(outcome, ok))
 }
 
-fn or_failure<T>(outcome: Result<T, DockerFailure>, format: impl FnOnce(T) -> Response) -> Response {
+pub(super) fn or_failure<T>(outcome: Result<T, DockerFailure>, format: impl FnOnce(T) -> Response) -> Response {
     match outcome {
         Ok(data) => format(data),
         Err(DockerFailure { status, message }) => failed(status, message),

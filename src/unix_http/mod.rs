@@ -20,6 +20,6 @@ mod socket;
 
 pub use connection::Limits;
 pub use message::{Body, Request, Response, Ticket};
-pub use peer::{Peer, PeerContainer, container_of_peer};
+pub use peer::{Peer, PeerContainer, container_of_peer, own_container};
 pub use server::{Admission, Answer, Caps, Fed, Handler, Server, Tokens};
 pub use socket::{SocketError, SocketFile, another_answers};

@@ -53,6 +53,14 @@ pub fn container_of_peer(peer: Peer) -> PeerContainer {
     compare(&own, &theirs)
 }
 
+/// The innermost container of this process, by its cgroup paths. `None` where there is none, or where a cgroup
+/// namespace hides it.
+#[must_use]
+pub fn own_container() -> Option<String> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    container_path(&own).last().map(|id| (*id).to_owned())
+}
+
 fn compare(own: &str, theirs: &str) -> PeerContainer {
     let own = container_path(own);
     let theirs = container_path(theirs);

@@ -1,6 +1,7 @@
 //! One file for each group of commands: a call to the API and the layout of its answer.
 
 mod bridge;
+mod container;
 mod dns;
 mod dynamic;
 mod explain;
@@ -26,6 +27,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
         Some(Group::Dns(command)) => dns::run(command, &client, output),
         Some(Group::Proxy(command)) => proxy::run(command, &client, output),
         Some(Group::Network(command)) => network::run(command, &client, output),
+        Some(Group::Container(command)) => container::run(command, &client, output),
         Some(Group::Requests(command)) => requests::run(command, &client, output),
         Some(Group::Explain(arguments)) => explain::run(arguments, &client, output),
         Some(Group::Rules(command)) => rules::run(command, &client, output),
