@@ -236,6 +236,7 @@ fn links(
         dynamic_rules: dynamic_rules.clone(),
         agent_api: agent_api.clone(),
         events: to_events.clone(),
+        live: Arc::default(),
         readiness: Readiness::default(),
         own,
     };

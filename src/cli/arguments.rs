@@ -59,6 +59,8 @@ pub enum Group {
     Requests(RequestsCommand),
     /// Look at this host: what keeps outcalld from filtering, and what to do about it
     Doctor,
+    /// Show what was allowed and blocked
+    Events(EventsArguments),
 }
 
 /// `outcall bridge`
@@ -299,6 +301,20 @@ pub struct ExplainArguments {
     pub method: Option<String>,
     /// Name of the container that asks; default: a peer with an empty agent.name
     #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
+}
+
+/// `outcall events`
+#[derive(Debug, clap::Args)]
+pub struct EventsArguments {
+    /// Wait for new ones and print them as they come; without it, the last ones are printed
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only what was blocked
+    #[arg(long)]
+    pub blocked: bool,
+    /// Only this container: its name or id
+    #[arg(long, value_name = "N")]
     pub container: Option<String>,
 }
 

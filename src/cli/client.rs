@@ -1,5 +1,6 @@
 //! One call to the operator API: request, envelope, answer.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
 
@@ -85,6 +86,29 @@ impl Client {
             return Err(CliError::Refused { status, message: format!("GET {path}: status {status}") });
         }
         serde_json::from_slice(&bytes).map_err(|source| CliError::Answer { call: format!("GET {path}"), source })
+    }
+
+    /// `GET path`, an answer of lines. It may last for ever: only connecting has a limit.
+    pub(super) fn lines(&self, path: &str) -> Result<impl BufRead, CliError> {
+        let call = format!("GET {path}");
+        let talk = |source: ureq::Error| self.failure(&call, source);
+        let request = Request::get(format!("http://localhost/api/v1{path}")).body(());
+        let request = request.map_err(|error| talk(ureq::Error::Http(error)))?;
+        let request = self.agent.configure_request(request).timeout_global(None).build();
+        let mut response = self.agent.run(request).map_err(talk)?;
+        let status = response.status().as_u16();
+        if status == 200 {
+            return Ok(BufReader::new(response.into_body().into_reader()));
+        }
+        let bytes = response.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec().map_err(talk)?;
+        let envelope: Result<Envelope<serde_json::Value>, _> = serde_json::from_slice(&bytes);
+        let message = envelope.ok().and_then(|envelope| envelope.error);
+        Err(CliError::Refused { status, message: message.unwrap_or_else(|| format!("{call}: status {status}")) })
+    }
+
+    /// What broke [`Client::lines`] later on.
+    pub(super) fn broken(&self, path: &str, error: std::io::Error) -> CliError {
+        self.failure(&format!("GET {path}"), ureq::Error::Io(error))
     }
 
     fn data<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Vec<u8>) -> Result<T, CliError> {

@@ -38,6 +38,11 @@ impl Cell {
         Cell { text: text.into(), tone: Tone::Bad }
     }
 
+    /// The head of a column.
+    pub(super) fn head(text: &str) -> Self {
+        Cell { text: text.to_owned(), tone: Tone::Head }
+    }
+
     /// Good or bad, by `ok`.
     pub(super) fn state(ok: bool, text: impl Into<String>) -> Self {
         if ok { Cell::good(text) } else { Cell::bad(text) }
@@ -124,12 +129,30 @@ impl Output {
         if let Some(limit) = self.width {
             fit(&mut widths, limit);
         }
-        let head: Vec<Cell> = heads.iter().map(|head| Cell { text: (*head).to_owned(), tone: Tone::Head }).collect();
+        let head: Vec<Cell> = heads.iter().map(|head| Cell::head(head)).collect();
         self.row(&head, &widths)?;
         for row in &rows {
             self.row(row, &widths)?;
         }
         Ok(())
+    }
+
+    /// One row in columns of these widths, for what is printed as it comes; nothing is cut.
+    pub(super) fn columns(&mut self, row: &[Cell], widths: &[usize]) -> Result<(), CliError> {
+        let row: Vec<Cell> = row.iter().map(|cell| Cell { text: printable(&cell.text), ..cell.clone() }).collect();
+        let wide = |(cell, width): (&Cell, &usize)| (*width).max(cell.text.chars().count());
+        let widths: Vec<usize> = row.iter().zip(widths).map(wide).collect();
+        self.row(&row, &widths)
+    }
+
+    /// True when JSON was asked for.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A line of JSON as it came.
+    pub(super) fn raw(&mut self, line: &str) -> Result<(), CliError> {
+        self.write(line)
     }
 
     pub(super) fn flush(&mut self) -> std::io::Result<()> {

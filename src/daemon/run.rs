@@ -13,7 +13,7 @@ use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
 use crate::docker_manager::{DockerCommand, DockerLinks, DockerManager};
 use crate::event_loop::{Address, Mailbox, mailbox};
-use crate::events::{DecisionLog, EventLog, EventSink, EventsCommand};
+use crate::events::{DecisionLog, EventLog, EventSink, EventsCommand, Live};
 use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks};
 use crate::proxy::{Listening, Proxy, ProxyCommand, ProxyLinks};
 use crate::rule_engine::{self, RuleEngine, RuleEngineCommand, RuleEngineConfig};
@@ -137,7 +137,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
         .map_err(|error| StartFailure::new("interception", chain(error.as_ref())))?
         .announce(&readiness);
     let ca = intercepting.as_ref().map(|loaded| Arc::clone(loaded.authority.certificate()));
-    let (events, to_events) = start_events(flags, started, &control)?;
+    let (events, to_events, live) = start_events(flags, started, &control, to_host.clone())?;
 
     step("bridge", &readiness, || {
         let bridge = Bridge::start(
@@ -299,6 +299,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             dynamic_rules: to_grants.clone(),
             agent_api: to_agents.clone(),
             events: to_events,
+            live,
             readiness: readiness.clone(),
             own: to_host.clone(),
         };
@@ -386,9 +387,11 @@ fn start_events(
     flags: &Flags,
     started: &mut Started,
     control: &Address<ControlMessage>,
-) -> Result<(EventSink, Sender<EventsCommand>), StartFailure> {
+    to_host: Address<HostApiCommand>,
+) -> Result<(EventSink, Sender<EventsCommand>, Arc<Live>), StartFailure> {
     let log = DecisionLog::new(&flags.state_dir, flags.decision_log_bytes, flags.decision_log_files);
-    let (log, sink, commands) = EventLog::new(log);
+    let (mut log, sink, commands) = EventLog::new(log);
+    let live = log.publish_to(Box::new(move |batch| to_host.send(HostApiCommand::Events(batch)).is_ok()));
     let to_events = commands.clone();
     let stop = move || {
         // A thread that is gone needs no telling.
@@ -397,7 +400,7 @@ fn start_events(
     let running = spawn(Subsystem::Events, control.clone(), move || log.run(), stop)
         .map_err(|error| StartFailure::new("start", error))?;
     started.events = Some(running);
-    Ok((sink, to_events))
+    Ok((sink, to_events, live))
 }
 
 fn loop_parts<T>() -> Result<(mio::Poll, Address<T>, Mailbox<T>), StartFailure> {

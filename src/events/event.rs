@@ -31,6 +31,36 @@ pub enum Layer {
     AgentApi,
 }
 
+impl Layer {
+    /// All of them, each at the place of its number.
+    pub const ALL: [Layer; 6] =
+        [Layer::Dns, Layer::Proxy, Layer::Intercept, Layer::DirectIp, Layer::Kernel, Layer::AgentApi];
+
+    /// The contract's word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Layer::Dns => "dns",
+            Layer::Proxy => "proxy",
+            Layer::Intercept => "intercept",
+            Layer::DirectIp => "direct_ip",
+            Layer::Kernel => "kernel",
+            Layer::AgentApi => "agent_api",
+        }
+    }
+}
+
+impl Verdict {
+    /// The contract's word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Allow => "allow",
+            Verdict::Block => "block",
+        }
+    }
+}
+
 /// Yes or no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the contract's own words

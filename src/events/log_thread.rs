@@ -6,7 +6,8 @@ use std::time::{Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::{DecisionLog, Event, EventSink, Layer, Verdict};
+use super::live::{Publisher, Recent};
+use super::{DecisionLog, Event, EventSink, Filter, Line, Live, Publish, Tally};
 use crate::api::EventRecord;
 use crate::event_loop::Reply;
 
@@ -17,6 +18,10 @@ const BATCH_MAX: usize = 512;
 
 /// What the events thread is asked to do.
 pub enum EventsCommand {
+    /// The last events that pass, as lines of JSON.
+    Recent(Filter, Reply<Vec<u8>>),
+    /// The counters.
+    Tally(Reply<Box<Tally>>),
     /// Answered at once by a living thread.
     Ping(Reply<()>),
     /// Write down what waits, then finish.
@@ -31,6 +36,9 @@ pub struct EventLog {
     lost: Arc<AtomicU64>,
     seq: u64,
     buffer: Vec<u8>,
+    recent: Recent,
+    publisher: Publisher,
+    tally: Tally,
 }
 
 impl EventLog {
@@ -41,7 +49,24 @@ impl EventLog {
         let (command_sender, commands) = crossbeam_channel::bounded(16);
         let sink = EventSink::new(event_sender);
         let lost = Arc::clone(&sink.lost);
-        (EventLog { events, commands, log, lost, seq: 0, buffer: Vec::new() }, sink, command_sender)
+        let log = EventLog {
+            events,
+            commands,
+            log,
+            lost,
+            seq: 0,
+            buffer: Vec::new(),
+            recent: Recent::default(),
+            publisher: Publisher::default(),
+            tally: Tally::default(),
+        };
+        (log, sink, command_sender)
+    }
+
+    /// Hands what comes to `publish` while somebody follows; gives where the number of those is set.
+    pub fn publish_to(&mut self, publish: Publish) -> Arc<Live> {
+        self.publisher.publish = Some(publish);
+        Arc::clone(&self.publisher.live)
     }
 
     /// Writes until told to stop.
@@ -57,6 +82,12 @@ impl EventLog {
                     Err(_) => return Err("every sender of events is gone".to_owned()),
                 },
                 recv(self.commands) -> command => match command {
+                    Ok(EventsCommand::Recent(filter, reply)) => reply.send(self.recent.lines(&filter)),
+                    Ok(EventsCommand::Tally(reply)) => reply.send(Box::new(Tally {
+                        lost_in_channel: self.lost.load(Ordering::Relaxed),
+                        lost_on_disk: self.log.lost(),
+                        ..self.tally.clone()
+                    })),
                     Ok(EventsCommand::Ping(reply)) => reply.send(()),
                     Ok(EventsCommand::Stop) => {
                         while let Ok(event) = self.events.try_recv() {
@@ -76,24 +107,31 @@ impl EventLog {
     }
 
     fn write_with_followers(&mut self, first: Event) {
-        let mut count = 0;
+        let mut lines = Vec::new();
         let mut next = Some(first);
         while let Some(event) = next {
-            self.format(&event);
-            count += 1;
-            next = if count < BATCH_MAX { self.events.try_recv().ok() } else { None };
+            self.tally.count(&event);
+            lines.push(Arc::new(self.format(&event)));
+            next = if lines.len() < BATCH_MAX { self.events.try_recv().ok() } else { None };
         }
-        self.log.append(&self.buffer, count as u64, Instant::now());
+        let count = lines.len() as u64;
+        lines.iter().for_each(|line| self.recent.push(Arc::clone(line)));
+        // Before the disk, which may take its time.
+        self.publisher.publish(lines);
+        self.log.append(&self.buffer, count, Instant::now());
         self.buffer.clear();
     }
 
-    fn format(&mut self, event: &Event) {
+    fn format(&mut self, event: &Event) -> Line {
         self.seq += 1;
         let record = record(event, self.seq);
+        let begin = self.buffer.len();
         // Strings and numbers only: serialising them into memory does not fail.
         if serde_json::to_writer(&mut self.buffer, &record).is_ok() {
             self.buffer.push(b'\n');
         }
+        let container = event.endpoint.as_ref().map(|it| (Arc::clone(&it.container), Arc::clone(&it.container_id)));
+        Line::new(event.verdict, container, &self.buffer[begin..])
     }
 }
 
@@ -107,8 +145,8 @@ pub fn record(event: &Event, seq: u64) -> EventRecord {
         ts: rfc3339(event.at),
         seq,
         flow: event.flow,
-        layer: layer(event.layer).to_owned(),
-        verdict: verdict(event.verdict).to_owned(),
+        layer: event.layer.name().to_owned(),
+        verdict: event.verdict.name().to_owned(),
         container: endpoint.map(|endpoint| endpoint.container.to_string()),
         container_id: endpoint.map(|endpoint| endpoint.container_id.to_string()),
         agent: endpoint.map(|endpoint| endpoint.agent.to_string()),
@@ -129,24 +167,6 @@ pub fn record(event: &Event, seq: u64) -> EventRecord {
     }
 }
 
-fn layer(layer: Layer) -> &'static str {
-    match layer {
-        Layer::Dns => "dns",
-        Layer::Proxy => "proxy",
-        Layer::Intercept => "intercept",
-        Layer::DirectIp => "direct_ip",
-        Layer::Kernel => "kernel",
-        Layer::AgentApi => "agent_api",
-    }
-}
-
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Allow => "allow",
-        Verdict::Block => "block",
-    }
-}
-
 /// RFC 3339 in UTC with milliseconds.
 #[must_use]
 pub fn rfc3339(at: SystemTime) -> String {
@@ -155,6 +175,7 @@ pub fn rfc3339(at: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Layer, Verdict};
     use super::*;
 
     #[test]

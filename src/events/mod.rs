@@ -1,15 +1,28 @@
 //! Decision events: recorded by the enforcing threads, written down by this one.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `event`, `text` | one event: a block of fixed size |
+//! | `flow` | the number that events of one attempt share |
+//! | `log_thread` | the thread: formats, counts, hands on, writes |
+//! | `decision_log` | `decisions.jsonl`, rotated |
+//! | `live` | the last events in memory, and those for readers that follow |
+//! | `tally` | counters for `/metrics` |
 
 mod decision_log;
 mod event;
 mod flow;
+mod live;
 mod log_thread;
+mod tally;
 mod text;
 
 pub use decision_log::DecisionLog;
 pub use event::{Event, HOST_MAX, Layer, METHOD_MAX, PATH_MAX, RECORD_TYPE_MAX, Verdict, party};
 pub use flow::{Flows, Party};
+pub use live::{Batch, Filter, Line, Live, Publish};
 pub use log_thread::{EventLog, EventsCommand, record, rfc3339};
+pub use tally::{BUCKETS, Histogram, Tally};
 pub use text::Text;
 
 use std::sync::Arc;

@@ -11,9 +11,10 @@ use crate::event_loop::{Address, Reply, SendError};
 use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request, Response, Ticket, container_of_peer};
 
 use super::call::{Call, decoded};
+use super::events::Readers;
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
-use super::{bridge, container, dns, dynamic, explain, health, network, proxy, requests, rules};
+use super::{bridge, container, dns, dynamic, events, explain, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -51,6 +52,8 @@ pub(super) struct Api {
     pub(super) links: HostApiLinks,
     pub(super) snapshot: Arc<Snapshot>,
     waiting: BTreeMap<Ticket, Waiting>,
+    /// Those who follow the events.
+    pub(super) readers: Readers,
     refusals: Refusals,
 }
 
@@ -76,7 +79,8 @@ impl Refusals {
 
 impl Api {
     pub(super) fn new(config: HostApiConfig, links: HostApiLinks, snapshot: Arc<Snapshot>) -> Self {
-        Api { config, links, snapshot, waiting: BTreeMap::new(), refusals: Refusals::default() }
+        let readers = Readers::new(Arc::clone(&links.live));
+        Api { config, links, snapshot, waiting: BTreeMap::new(), readers, refusals: Refusals::default() }
     }
 
     pub(super) fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
@@ -121,6 +125,7 @@ impl Api {
             "/requests/rules" => Route::Get(requests::list),
             path if requests::request_id(path, "approve").is_some() => Route::Post(requests::approve),
             path if requests::request_id(path, "reject").is_some() => Route::Post(requests::reject),
+            "/events" => Route::Get(events::events),
             "/health" => Route::Get(health::health),
             "/ready" => Route::Get(health::ready),
             rule if rule_id(rule).is_some() => Route::Get(rules::show),
@@ -173,8 +178,13 @@ impl Api {
             let _ = own.send(HostApiCommand::Answer(ticket, Late::new(move || format(answer))));
         });
         address.send(command(reply)).map_err(|error| undelivered(owner, &error))?;
-        self.waiting.insert(ticket, Waiting { until: Instant::now() + limit, limit, on: On::Owner(owner) });
+        self.wait_for_owner(ticket, owner, Instant::now(), limit);
         Ok(Answer::Later)
+    }
+
+    /// Answers with 503 unless `owner` does within `limit`.
+    pub(super) fn wait_for_owner(&mut self, ticket: Ticket, owner: Subsystem, now: Instant, limit: Duration) {
+        self.waiting.insert(ticket, Waiting { until: now + limit, limit, on: On::Owner(owner) });
     }
 
     /// Pings; whoever could not be reached is in none of the sets but in the answer.
@@ -255,6 +265,7 @@ impl Handler for Api {
 
     fn gone(&mut self, ticket: Ticket) {
         self.waiting.remove(&ticket);
+        self.readers.remove(ticket);
     }
 
     fn accept_failed(&mut self, error: &std::io::Error) {

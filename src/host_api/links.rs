@@ -13,7 +13,7 @@ use crate::daemon::{Readiness, Snapshot, Subsystem};
 use crate::dns::DnsCommand;
 use crate::docker_manager::DockerCommand;
 use crate::event_loop::{Address, Reply};
-use crate::events::EventsCommand;
+use crate::events::{Batch, EventsCommand, Live};
 use crate::proxy::{Listening, ProxyCommand};
 use crate::rule_engine::RuleEngineCommand;
 use crate::state::{DynamicRulesCommand, RequestsCommand};
@@ -54,8 +54,10 @@ pub struct HostApiLinks {
     pub dynamic_rules: Address<DynamicRulesCommand>,
     /// The agents' API: asked only whether it is alive.
     pub agent_api: Address<AgentApiCommand>,
-    /// Writes decisions down: asked only whether it is alive.
+    /// Writes decisions down, keeps the last of them and counts them.
     pub events: Sender<EventsCommand>,
+    /// Where the events thread sees whether anybody follows.
+    pub live: Arc<Live>,
     /// What `/ready` says.
     pub readiness: Readiness,
     /// This thread's own mailbox: answers come back through it.
@@ -68,6 +70,8 @@ pub enum HostApiCommand {
     Snapshot(Arc<Snapshot>),
     /// An owner's answer to the request that holds this ticket.
     Answer(Ticket, Late),
+    /// Events for those who follow.
+    Events(Batch),
     /// A subsystem answered the health check that holds this ticket.
     Alive(Ticket, Subsystem),
     /// Answered at once by a living thread.

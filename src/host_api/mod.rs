@@ -11,6 +11,7 @@
 //! | `call` | one request: query, body |
 //! | `respond` | the envelope |
 //! | `bridge` `container` `dns` `dynamic` `explain` `health` `network` `proxy` `requests` `rules` | one resource each |
+//! | `events` | the events' readers |
 
 mod api;
 mod bridge;
@@ -18,6 +19,7 @@ mod call;
 mod container;
 mod dns;
 mod dynamic;
+mod events;
 mod explain;
 mod health;
 mod links;
@@ -156,6 +158,10 @@ impl HostApi {
             }
             while let Some(command) = self.mailbox.take() {
                 if self.obey(command, now) && stop_at.is_none() {
+                    for ticket in self.api.readers.tickets() {
+                        self.api.readers.remove(ticket);
+                        self.server.finish(ticket, &mut self.api, now);
+                    }
                     self.server.close(&mut self.api, now);
                     stop_at = Some(now + STOP_LIMIT);
                 }
@@ -178,6 +184,16 @@ impl HostApi {
             HostApiCommand::Answer(ticket, late) => {
                 if self.api.settle(ticket) {
                     self.server.answer(ticket, &late.response(), &mut self.api, now);
+                }
+            }
+            HostApiCommand::Events(batch) => {
+                self.api.readers.begin(&batch);
+                for ticket in self.api.readers.tickets() {
+                    let mut next = 0;
+                    while let Some(piece) = self.api.readers.piece(ticket, &batch, &mut next) {
+                        let fed = self.server.feed(ticket, &piece.bytes, &mut self.api, now);
+                        self.api.readers.fed(ticket, piece.events, fed);
+                    }
                 }
             }
             HostApiCommand::Alive(ticket, subsystem) => {

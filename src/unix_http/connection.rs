@@ -295,13 +295,19 @@ impl Connection {
             State::Head { until } | State::Body { until, .. } | State::Lingering { until, .. } => Some(until),
             State::Handling(_) | State::Streaming { .. } | State::Answered { .. } | State::Closed => None,
         };
-        let stall = self.stalled_since.map(|since| since + self.limits.stall_time);
+        let stall = self.stall_deadline();
         state.into_iter().chain(stall).min()
+    }
+
+    /// A stream is not ended for its reader's pauses: it loses what comes meanwhile, and its buffer is bounded.
+    fn stall_deadline(&self) -> Option<Instant> {
+        let since = self.stalled_since.filter(|_| !matches!(self.state, State::Streaming { .. }))?;
+        Some(since + self.limits.stall_time)
     }
 
     /// Acts on a deadline that has passed.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Step> {
-        if self.stalled_since.is_some_and(|since| since + self.limits.stall_time <= now) {
+        if self.stall_deadline().is_some_and(|at| at <= now) {
             self.state = State::Closed;
             return None;
         }

@@ -4,6 +4,7 @@ mod bridge;
 mod container;
 mod dns;
 mod dynamic;
+mod events;
 mod explain;
 mod network;
 mod overview;
@@ -30,6 +31,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
         Some(Group::Container(command)) => container::run(command, &client, output),
         Some(Group::Requests(command)) => requests::run(command, &client, output),
         Some(Group::Explain(arguments)) => explain::run(arguments, &client, output),
+        Some(Group::Events(arguments)) => events::run(arguments, &client, output),
         Some(Group::Rules(command)) => rules::run(command, &client, output),
     }
 }
