@@ -406,6 +406,27 @@ impl Drop for World {
 }
 
 #[test]
+fn the_dashboards_files_bind_the_browser() {
+    let world = World::new(true);
+    for (path, kind) in [("/ui/", "text/html"), ("/ui/app.js", "text/javascript"), ("/ui/style.css", "text/css")] {
+        let (status, head, _) = world.call("HEAD", path, "");
+        assert_eq!(status, 200, "{path}");
+        let policy = "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n";
+        for field in
+            [policy, &format!("Content-Type: {kind}; charset=utf-8"), "X-Content-Type-Options: nosniff", "no-referrer"]
+        {
+            assert!(head.contains(field), "{path}: {field} in {head}");
+        }
+    }
+    for path in ["/ui", "/ui/nothing.js", "/ui/../api/v1/bridge", "/ui//app.js"] {
+        assert_ne!(world.call("HEAD", path, "").0, 200, "{path}");
+    }
+    assert_eq!(world.failure("POST", "/ui/", "{}").0, 405);
+    assert_eq!(world.failure("GET", "/ui/app.js?x=1", "").0, 400);
+}
+
+#[test]
 fn bridge_routes() {
     let world = World::new(true);
     let up = json!({"name":"outcall0","up":true,"index":12,"nftables_active":true,"nftables":"active"});

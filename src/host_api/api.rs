@@ -14,6 +14,7 @@ use super::call::{Call, decoded};
 use super::events::Readers;
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
+use super::ui;
 use super::{bridge, container, dns, dynamic, events, explain, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
@@ -93,6 +94,9 @@ impl Api {
 
     /// The route table.
     fn route(&self, method: &str, path: &str) -> Option<Route> {
+        if ui::has(path) {
+            return Some(Route::Get(ui::show));
+        }
         Some(match path.strip_prefix(PREFIX)? {
             // `allow`, `evaluate` and `test` are ids that a rule may have.
             rule if method != "POST" && self.has_rule(rule) => Route::Get(rules::show),

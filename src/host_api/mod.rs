@@ -6,6 +6,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | `ui` | the dashboard's files |
 //! | `links` | what the thread is given, and the commands it takes |
 //! | `api` | the route table and the waiting room |
 //! | `call` | one request: query, body |
@@ -28,6 +29,7 @@ mod proxy;
 mod requests;
 mod respond;
 mod rules;
+mod ui;
 
 use std::path::PathBuf;
 use std::sync::Arc;
