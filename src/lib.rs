@@ -52,9 +52,9 @@ pub mod events;
 pub mod explain;
 #[cfg(feature = "daemon")]
 pub mod host_api;
-#[cfg(feature = "daemon")]
+#[cfg(any(feature = "daemon", feature = "cli"))]
 pub mod http1;
-#[cfg(feature = "daemon")]
+#[cfg(any(feature = "daemon", feature = "cli"))]
 pub mod names;
 #[cfg(feature = "daemon")]
 pub mod network;

@@ -61,6 +61,15 @@ pub enum Group {
     Doctor,
     /// Show what was allowed and blocked
     Events(EventsArguments),
+    /// Open the dashboard in a browser; serves it on 127.0.0.1 until ^C
+    Ui {
+        /// Port on 127.0.0.1; 0 is a free one
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        port: u16,
+        /// Print the address and start no browser
+        #[arg(long)]
+        no_open: bool,
+    },
 }
 
 /// `outcall bridge`

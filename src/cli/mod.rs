@@ -11,6 +11,7 @@ mod doctor;
 mod error;
 mod output;
 mod transport;
+mod ui;
 
 use std::ffi::OsString;
 use std::io::Write as _;

@@ -52,7 +52,7 @@ impl Connector for UnixConnector {
 }
 
 impl UnixConnector {
-    /// Connects.
+    /// A connection to the socket.
     pub(super) fn open(&self) -> std::io::Result<UnixStream> {
         let address = UnixAddr::new(&self.socket)?;
         let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;

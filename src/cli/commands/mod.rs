@@ -33,6 +33,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
         Some(Group::Explain(arguments)) => explain::run(arguments, &client, output),
         Some(Group::Events(arguments)) => events::run(arguments, &client, output),
         Some(Group::Rules(command)) => rules::run(command, &client, output),
+        Some(Group::Ui { port, no_open }) => crate::cli::ui::run(&arguments.socket, *port, !no_open, output),
     }
 }
 
