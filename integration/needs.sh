@@ -58,6 +58,9 @@ install_needs() {
     need_python python3-websocket websocket
     need nodejs node
     need node-undici /usr/share/nodejs/undici/package.json
+    # the dashboard
+    need chromium chromium
+    need chromium-driver chromedriver
     # the figures
     need strace strace
     if [ "${1:-}" = figures ]; then
