@@ -439,6 +439,21 @@ fn bridge_routes() {
 }
 
 #[test]
+fn without_a_ca_its_routes_are_not_found() {
+    let world = World::new(true);
+    for (method, path) in [
+        ("GET", "/api/v1/ca"),
+        ("GET", "/api/v1/ca/bundle"),
+        ("GET", "/api/v1/proxy/intercept"),
+        ("POST", "/api/v1/proxy/intercept/cache/flush"),
+    ] {
+        let (status, error) = world.failure(method, path, "");
+        assert!(status == 404 && error.contains("--ca-cert"), "{error}");
+    }
+    assert_eq!(world.failure("POST", "/api/v1/ca", "").0, 405);
+}
+
+#[test]
 fn network_routes() {
     let world = World::new(true);
     let one = json!({"exists":true,"network_id":"abc","name":"outcall-x","subnet":"10.200.0.0/24","gateway":"10.200.0.1",

@@ -285,6 +285,9 @@ fn rules_check_runs_the_daemon_beside_the_command() {
     };
     let (code, stdout, stderr) = check(r#"echo "asked: $*""#, &["/some/dir"]);
     assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "asked: --check --rules-dir /some/dir\n", ""));
+    let (_, stdout, _) = check(r#"echo "asked: $*""#, &["d", "--ca-key", "/k", "--ca-cert", "/c"]);
+    assert_eq!(stdout, "asked: --check --rules-dir d --ca-cert /c --ca-key /k\n");
+    assert_eq!(check("exit 0", &["d", "--ca-cert", "/c"]).0, Some(2));
     let (code, stdout, _) = check("echo 'a.yaml:3: bad'; exit 1", &["d", "--json"]);
     assert_eq!((code, stdout.as_str()), (Some(1), "{\"valid\":false,\"report\":[\"a.yaml:3: bad\"]}\n"));
     let (code, _, stderr) = check("kill -9 $$", &["d"]);
@@ -456,4 +459,32 @@ fn explain_shows_the_layers_what_failed_and_the_rule_that_would_help() {
     assert_eq!(data, explained);
     let asked: Value = serde_json::from_str(&daemon.last_asked().2).unwrap();
     assert_eq!(asked, json!({"target":"a.com"}));
+}
+
+#[test]
+fn ca_status_and_bundle_tell_a_missing_ca_apart() {
+    let status = json!({
+        "loaded":true,"subject":"O=Outcall, CN=CA","fingerprint_sha256":"AB:CD","not_before":"2026-01-01T00:00:00Z",
+        "not_after":"2036-01-01T00:00:00Z","leaf_cache_size":3,"leaf_cache_max":1024
+    });
+    let pem = "-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n";
+    let daemon = Daemon::new(vec![
+        ("GET /api/v1/ca", 200, ok(&status)),
+        ("GET /api/v1/ca/bundle", 200, ok(&json!({"pem_bundle":pem}))),
+    ]);
+    let text = daemon.prints(&["ca", "status"]);
+    assert!(
+        text.contains("O=Outcall, CN=CA") && text.contains("AB:CD") && text.contains("3 of at most 1024"),
+        "{text}"
+    );
+    let data: Value = serde_json::from_str(&daemon.prints(&["ca", "status", "--json"])).unwrap();
+    assert_eq!(data, status);
+    assert_eq!(daemon.prints(&["ca", "bundle"]), pem);
+    let absent = json!({"success":false,"error":"no CA is loaded: start outcalld with --ca-cert and --ca-key"});
+    let daemon = Daemon::new(vec![("GET /api/v1/ca", 404, absent.clone()), ("GET /api/v1/ca/bundle", 404, absent)]);
+    for command in ["status", "bundle"] {
+        let output = daemon.run(&["ca", command]);
+        assert_eq!(output.status.code(), Some(6), "{command}");
+        assert!(text_of(&output.stderr).contains("--ca-cert"));
+    }
 }

@@ -71,7 +71,7 @@ impl CaCertificate {
         self.constraints.allow(name)
     }
 
-    /// Reads and checks the file; `public` are the bits of the key that is to sign.
+    /// Reads and checks the file.
     pub(super) fn read(path: &Path, now: SystemTime) -> Result<CaCertificate, AuthorityError> {
         let unreadable = |source| AuthorityError::Unreadable { path: path.to_owned(), source };
         let text = read_capped(path, CERTIFICATE_FILE_MAX).map_err(unreadable)?;
@@ -96,10 +96,37 @@ impl CaCertificate {
         if found.next().is_some() {
             return Err(refused("holds more than one certificate; leave the CA's in it".to_owned()));
         }
-        parse(der, now).map_err(refused)
+        Self::parse(der, now).map_err(refused)
     }
 
-    /// The bits of its public key, and its subject's bytes.
+    /// A certificate that may sign leaves at `now`.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub fn parse(der: CertificateDer<'static>, now: SystemTime) -> Result<CaCertificate, String> {
+        let parsed = match X509Certificate::from_der(&der) {
+            Ok(([], parsed)) => parsed,
+            _ => return Err("is damaged: it is no X.509 certificate".to_owned()),
+        };
+        check_purpose(&parsed)?;
+        let (not_before, not_after) = (time(parsed.validity().not_before), time(parsed.validity().not_after));
+        let shown = |at| humantime::format_rfc3339_seconds(at);
+        if now < not_before {
+            let (at, now) = (shown(not_before), shown(now));
+            return Err(format!("counts only from {at} and the clock says {now}; set the clock right, or wait"));
+        }
+        if now > not_after {
+            return Err(format!("expired at {}; make a new pair with `outcall ca init`", shown(not_after)));
+        }
+        let subject = parsed.subject().to_string();
+        let constraints = Constraints::of(&parsed)?;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &der);
+        let fingerprint: Vec<String> = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+        let pem = to_pem(&der);
+        Ok(CaCertificate { pem, subject, fingerprint: fingerprint.join(":"), not_before, not_after, constraints, der })
+    }
+
+    /// What `work` finds in the certificate's fields.
     pub(super) fn with_parsed<T>(&self, work: impl FnOnce(&X509Certificate<'_>) -> T) -> Option<T> {
         X509Certificate::from_der(&self.der).ok().map(|(_, parsed)| work(&parsed))
     }
@@ -117,29 +144,6 @@ pub(super) fn read_capped(path: &Path, limit: u64) -> std::io::Result<Option<Vec
     let mut text = Vec::new();
     file.take(limit + 1).read_to_end(&mut text)?;
     Ok((text.len() as u64 <= limit).then_some(text))
-}
-
-fn parse(der: CertificateDer<'static>, now: SystemTime) -> Result<CaCertificate, String> {
-    let parsed = match X509Certificate::from_der(&der) {
-        Ok(([], parsed)) => parsed,
-        _ => return Err("is damaged: it is no X.509 certificate".to_owned()),
-    };
-    check_purpose(&parsed)?;
-    let (not_before, not_after) = (time(parsed.validity().not_before), time(parsed.validity().not_after));
-    let shown = |at| humantime::format_rfc3339_seconds(at);
-    if now < not_before {
-        let (at, now) = (shown(not_before), shown(now));
-        return Err(format!("counts only from {at} and the clock says {now}; set the clock right, or wait"));
-    }
-    if now > not_after {
-        return Err(format!("expired at {}; make a new pair with `outcall ca init`", shown(not_after)));
-    }
-    let subject = parsed.subject().to_string();
-    let constraints = Constraints::of(&parsed)?;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &der);
-    let fingerprint: Vec<String> = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
-    let pem = to_pem(&der);
-    Ok(CaCertificate { pem, subject, fingerprint: fingerprint.join(":"), not_before, not_after, constraints, der })
 }
 
 /// Refuses what clients would not take as the issuer of a server's certificate.
@@ -163,12 +167,11 @@ fn check_purpose(parsed: &X509Certificate<'_>) -> Result<(), String> {
     Ok(())
 }
 
+/// Before 1970 is 1970: no clock says less.
 fn time(at: ASN1Time) -> SystemTime {
-    let seconds = at.timestamp();
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let epoch = SystemTime::UNIX_EPOCH;
+    let since = Duration::from_secs(u64::try_from(at.timestamp()).unwrap_or(0));
     // X.509 ends with the year 9999, which the kernel's clock holds.
-    if seconds < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) }.unwrap_or(epoch)
+    SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// One certificate as PEM, 64 characters a line (RFC 7468).

@@ -13,10 +13,12 @@
 //! | `pem` | PEM blocks, decoded without a copy left behind |
 //! | `secret` | pages for key material, kept from core dumps and swap; no core dump at all |
 //! | `mint` | one leaf: key, certificate, TLS settings |
+//! | `bundle` | what containers trust, as a file |
 //! | `leaves` | the proxy's cache of leaves; sans-I/O |
 //! | `signer` | the thread `leaves`, which signs |
 //! | `upstream` | system roots and extra ones; how upstreams are verified |
 
+mod bundle;
 mod certificate;
 mod error;
 mod key;
@@ -30,6 +32,7 @@ mod upstream;
 
 use std::sync::Arc;
 
+pub use bundle::Published;
 pub use certificate::CaCertificate;
 pub use error::AuthorityError;
 pub use leaves::{LEAVES_MAX, Leaf, Leaves};

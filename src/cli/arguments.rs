@@ -27,7 +27,7 @@ pub struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 bad arguments.
+Exit codes: 0 done, 1 failed, 2 bad arguments, 6 no CA loaded (ca status, ca bundle).
 NO_COLOR is honoured; colour is used on a terminal only.";
 
 /// The groups of commands.
@@ -43,6 +43,9 @@ pub enum Group {
     /// The HTTP proxy
     #[command(subcommand)]
     Proxy(ProxyCommand),
+    /// The CA of TLS interception
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// The managed Docker networks
     #[command(subcommand)]
     Network(NetworkCommand),
@@ -115,6 +118,37 @@ pub enum DnsCommand {
 pub enum ProxyCommand {
     /// Show where it listens and its counters
     Status,
+}
+
+/// `outcall ca`
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // each variant's help text is its documentation
+pub enum CaCommand {
+    /// Make a CA: ca-cert.pem and ca-key.pem; overwrites nothing, asks no daemon
+    Init {
+        /// Directory of the two files; made if missing
+        #[arg(long, value_name = "DIR", default_value = "/etc/outcall/ca")]
+        out: PathBuf,
+        /// RSA with 4096 bits, which every client knows, or ECDSA on P-384, which signs faster
+        #[arg(long, value_name = "rsa|ecdsa", value_enum, default_value_t = CaAlgorithm::Rsa)]
+        algorithm: CaAlgorithm,
+        /// Have clients refuse it for names outside this domain; may be given more than once
+        #[arg(long, value_name = "DOMAIN", value_parser = domain)]
+        constrain: Vec<String>,
+    },
+    /// Show the CA that outcalld has loaded
+    Status,
+    /// Print the system's roots and the CA as PEM, for clients that must trust it
+    Bundle,
+}
+
+/// `--algorithm`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CaAlgorithm {
+    /// RSA, 4096 bits
+    Rsa,
+    /// ECDSA on P-384
+    Ecdsa,
 }
 
 /// `outcall network`
@@ -264,6 +298,12 @@ pub enum RulesCommand {
         /// Directory of rule files
         #[arg(value_name = "DIR", default_value = "/etc/outcall/rules.d")]
         directory: PathBuf,
+        /// CA certificate that outcalld will have: rules with `mode: intercept` load only with one
+        #[arg(long, value_name = "PATH", requires = "ca_key")]
+        ca_cert: Option<PathBuf>,
+        /// Its key
+        #[arg(long, value_name = "PATH", requires = "ca_cert")]
+        ca_key: Option<PathBuf>,
     },
     /// Evaluate a condition against a context
     Test {
@@ -368,6 +408,20 @@ fn record_type(text: &str) -> Result<String, String> {
     if shaped { Ok(text.to_ascii_uppercase()) } else { Err("a record type such as A, AAAA or TXT".to_owned()) }
 }
 
+/// A domain as name constraints hold it (RFC 5280 4.2.1.10): no wildcard, no dot in front, lower case.
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        (1..=63).contains(&label.len()) && inner && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let numeric = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if text.len() <= 253 && text.split('.').all(label) && !numeric {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a domain such as example.com; it covers the names below it too".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -385,6 +439,15 @@ mod tests {
             let parsed = Arguments::try_parse_from(line).unwrap();
             assert!(parsed.json);
             assert_eq!(parsed.socket, PathBuf::from(DEFAULT_SOCKET));
+        }
+    }
+
+    #[test]
+    fn constraints_are_plain_domains() {
+        assert_eq!(domain("Example.COM"), Ok("example.com".to_owned()));
+        assert_eq!(domain("internal"), Ok("internal".to_owned()));
+        for text in ["", ".example.com", "*.example.com", "example.com.", "a b", "192.0.2.1", "\u{e9}.com", "-a.com"] {
+            assert!(domain(text).is_err(), "{text}");
         }
     }
 

@@ -29,16 +29,21 @@ pub(super) fn path() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(DAEMON))
 }
 
-/// Runs the daemon's own loader over `directory`, so that what is checked here is what a start would do.
-pub(super) fn check_rules(directory: &Path) -> Result<Checked, CliError> {
+/// Runs the daemon's own loader over `directory`, so that what is checked here is what a start would do. `ca` are flags
+/// that a start would have too.
+pub(super) fn check_rules(directory: &Path, ca: &[(&str, &Option<PathBuf>)]) -> Result<Checked, CliError> {
     let daemon = path();
-    let ran =
-        Command::new(&daemon).args(["--check", "--rules-dir"]).arg(directory).stdin(Stdio::null()).output().map_err(
-            |source| CliError::Local {
-                what: format!("{DAEMON}, which checks the rules, cannot be run as {}", daemon.display()),
-                source,
-            },
-        )?;
+    let mut command = Command::new(&daemon);
+    command.args(["--check", "--rules-dir"]).arg(directory).stdin(Stdio::null());
+    for (flag, path) in ca {
+        if let Some(path) = path {
+            command.arg(flag).arg(path);
+        }
+    }
+    let ran = command.output().map_err(|source| CliError::Local {
+        what: format!("{DAEMON}, which checks the rules, cannot be run as {}", daemon.display()),
+        source,
+    })?;
     let report: Vec<String> = [&ran.stdout, &ran.stderr]
         .into_iter()
         .flat_map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect::<Vec<_>>())

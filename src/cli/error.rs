@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 /// Exit code: the command failed.
 pub(super) const FAILED: u8 = 1;
+/// Exit code: the command asks about the CA, and none is loaded.
+pub(super) const NO_CA: u8 = 6;
 /// Exit code: the arguments make no sense.
 pub(super) const BAD_ARGUMENTS: u8 = 2;
 
@@ -31,6 +33,8 @@ pub enum CliError {
         /// The daemon's error.
         message: String,
     },
+    /// No CA is loaded; the text is the daemon's.
+    NoCa(String),
     /// The answer is not what this version of the command understands.
     Answer {
         /// What was asked: method and path.
@@ -59,6 +63,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Argument(_) => BAD_ARGUMENTS,
+            CliError::NoCa(_) => NO_CA,
             CliError::Connect { .. }
             | CliError::Talk { .. }
             | CliError::Refused { .. }
@@ -94,7 +99,7 @@ impl std::fmt::Display for CliError {
                     "{call}: outcalld gave an answer that this outcall does not understand ({source}); are both of one version?"
                 )
             }
-            CliError::Argument(text) | CliError::Unsuccessful(text) => f.write_str(text),
+            CliError::Argument(text) | CliError::NoCa(text) | CliError::Unsuccessful(text) => f.write_str(text),
             CliError::Local { what, source } => write!(f, "{what}: {source}"),
             CliError::Output(source) => write!(f, "cannot write the output: {source}"),
         }
@@ -109,7 +114,7 @@ impl std::error::Error for CliError {
             }
             CliError::Talk { source, .. } => Some(source),
             CliError::Answer { source, .. } => Some(source),
-            CliError::Refused { .. } | CliError::Argument(_) | CliError::Unsuccessful(_) => None,
+            CliError::Refused { .. } | CliError::Argument(_) | CliError::NoCa(_) | CliError::Unsuccessful(_) => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Flags, Readiness};
-use crate::authority::{Authority, SystemRoots, upstream_config};
+use crate::authority::{Authority, Published, SystemRoots, upstream_config};
 
 /// How long before its end a CA is warned of: time to make a new one and to bring it to every client.
 const EXPIRY_NEAR: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -14,6 +14,7 @@ const EXPIRY_NEAR: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) struct Loaded {
     pub(super) authority: Authority,
     pub(super) upstream: Arc<rustls::ClientConfig>,
+    pub(super) published: Published,
 }
 
 /// What the flags gave: a CA, or the warning why interception is off though it was asked for.
@@ -59,7 +60,19 @@ fn with_upstreams(authority: Authority, extra: Option<&Path>) -> Result<Intercep
         let at = humantime::format_rfc3339_seconds(not_after);
         warnings.push(format!("the CA expires at {at}; make a new pair with `outcall ca init` and roll it out before"));
     }
-    Ok(Interception::On(Box::new(Loaded { authority, upstream }), warnings))
+    let published = Published::new(Arc::clone(authority.certificate()), &system);
+    Ok(Interception::On(Box::new(Loaded { authority, upstream, published }), warnings))
+}
+
+/// Puts the file that containers mount in place.
+pub(super) fn write_bundle(published: &Published, state_dir: &Path) -> Result<(), String> {
+    published.write(state_dir).map_err(|error| {
+        let path = Published::path(state_dir);
+        format!(
+            "cannot write {}, which containers trust the CA by: {error}; choose another --state-dir",
+            path.display()
+        )
+    })
 }
 
 fn off(reason: &str) -> Interception {
@@ -89,9 +102,5 @@ impl Interception {
             readiness.warn("interception", Some(warnings.join("; ")));
         }
         loaded
-    }
-
-    pub(super) fn is_on(&self) -> bool {
-        matches!(self, Interception::On(..))
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks};
-use crate::authority::{self, LeavesCommand};
+use crate::authority::{self, LeavesCommand, Published};
 use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
 use crate::docker_manager::{DockerCommand, DockerLinks, DockerManager};
@@ -26,7 +26,7 @@ use crate::unix_http;
 
 use super::control::ControlMessage;
 use super::control_loop::{Control, Ending};
-use super::interception;
+use super::interception::{self, Interception};
 use super::lock::Lock;
 use super::publisher::{Publisher, Reader};
 use super::settings::{agent_config, bridge_config, docker_config, interception_config, load_options, proxy_config};
@@ -95,7 +95,14 @@ pub fn lockdown(flags: &Flags) -> ExitCode {
 #[must_use]
 pub fn check(flags: &Flags) -> ExitCode {
     let ca = match interception::load(flags) {
-        Ok(loaded) => loaded.is_on(),
+        Ok(Interception::On(_, warnings)) => {
+            warnings.iter().for_each(|warning| println!("warning: {warning}"));
+            true
+        }
+        Ok(Interception::Off(reason)) => {
+            reason.iter().for_each(|reason| println!("warning: {reason}"));
+            false
+        }
         Err(error) => {
             println!("error: {}", chain(error.as_ref()));
             return ExitCode::FAILURE;
@@ -136,7 +143,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     let intercepting = interception::load(flags)
         .map_err(|error| StartFailure::new("interception", chain(error.as_ref())))?
         .announce(&readiness);
-    let ca = intercepting.as_ref().map(|loaded| Arc::clone(loaded.authority.certificate()));
+    let ca = intercepting.as_ref().map(|loaded| loaded.published.clone());
     let (events, to_events, live) = start_events(flags, started, &control, to_host.clone())?;
 
     step("bridge", &readiness, || {
@@ -179,8 +186,8 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     })?;
 
     let docker = step("network", &readiness, || {
-        // The bundle that containers trust is made where the CA is loaded; without a CA there is none.
-        let ca_bundle = None;
+        // Written with the step `leaves`, before anybody can ask for a container.
+        let ca_bundle = ca.as_ref().map(|_| Published::path(&flags.state_dir));
         let config = docker_config(flags, ca_bundle);
         let links = DockerLinks {
             control: control.clone(),
@@ -233,6 +240,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     let mut to_leaves = None;
     let interception = match intercepting {
         Some(loaded) => Some(step("leaves", &readiness, || {
+            interception::write_bundle(&loaded.published, &flags.state_dir)?;
             let ttl = Duration::from_secs(flags.intercept_leaf_ttl_secs);
             let (leaves, signer, commands) = authority::leaves(loaded.authority, ttl, to_proxy.clone());
             to_leaves = Some(commands.clone());

@@ -15,7 +15,7 @@ use super::events::Readers;
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
 use super::respond::failed;
 use super::ui;
-use super::{bridge, container, dns, dynamic, events, explain, health, network, proxy, requests, rules};
+use super::{bridge, ca, container, dns, dynamic, events, explain, health, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -126,6 +126,10 @@ impl Api {
             "/dns/cache" => Route::Get(dns::cache),
             "/dns/cache/flush" => Route::Post(dns::flush),
             "/proxy" => Route::Get(proxy::status),
+            "/proxy/intercept" => Route::Get(ca::interception),
+            "/proxy/intercept/cache/flush" => Route::Post(ca::flush),
+            "/ca" => Route::Get(ca::status),
+            "/ca/bundle" => Route::Get(ca::bundle),
             "/requests/rules" => Route::Get(requests::list),
             path if requests::request_id(path, "approve").is_some() => Route::Post(requests::approve),
             path if requests::request_id(path, "reject").is_some() => Route::Post(requests::reject),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use crate::agent_api::AgentApiCommand;
-use crate::authority::{CaCertificate, LeavesCommand};
+use crate::authority::{LeavesCommand, Published};
 use crate::bridge::BridgeCommand;
 use crate::daemon::control::ControlMessage;
 use crate::daemon::{Readiness, Snapshot, Subsystem};
@@ -26,8 +26,8 @@ pub struct HostApiConfig {
     pub socket: PathBuf,
     /// `--subnet-block`, as `network/config` shows it.
     pub subnet_block: String,
-    /// The CA of interception, when one is loaded.
-    pub ca: Option<Arc<CaCertificate>>,
+    /// What is public of the CA, when one is loaded.
+    pub ca: Option<Published>,
     /// How the proxy listens; `None` with `--no-proxy`.
     pub proxy: Option<Listening>,
 }

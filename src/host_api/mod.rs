@@ -16,6 +16,7 @@
 
 mod api;
 mod bridge;
+mod ca;
 mod call;
 mod container;
 mod dns;

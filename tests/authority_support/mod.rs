@@ -185,3 +185,20 @@ pub fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>, name: &
         handshake: client.handshake_kind().unwrap(),
     })
 }
+
+/// The validity of a certificate made by [`Directory::pair_valid`].
+pub type Validity = (std::time::SystemTime, std::time::SystemTime);
+
+impl Directory {
+    /// A P-256 pair that counts within `validity`, which openssl(1) of this age cannot be told.
+    pub fn pair_valid(&self, (from, until): Validity) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.not_before = from.into();
+        params.not_after = until.into();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        std::fs::write(self.path("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(self.path("key.pem"), key.serialize_pem()).unwrap();
+        self.chmod("key.pem", 0o600);
+    }
+}

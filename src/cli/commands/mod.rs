@@ -1,6 +1,8 @@
 //! One file for each group of commands: a call to the API and the layout of its answer.
 
 mod bridge;
+mod ca;
+mod ca_init;
 mod container;
 mod dns;
 mod dynamic;
@@ -27,6 +29,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
         Some(Group::Bridge(command)) => bridge::run(command, &client, output),
         Some(Group::Dns(command)) => dns::run(command, &client, output),
         Some(Group::Proxy(command)) => proxy::run(command, &client, output),
+        Some(Group::Ca(command)) => ca::run(command, &client, output),
         Some(Group::Network(command)) => network::run(command, &client, output),
         Some(Group::Container(command)) => container::run(command, &client, output),
         Some(Group::Requests(command)) => requests::run(command, &client, output),

@@ -1,7 +1,7 @@
 //! `outcall rules`
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -37,7 +37,10 @@ pub(super) fn run(command: &RulesCommand, client: &Client, output: &mut Output) 
         RulesCommand::Active => dynamic::active(client, output),
         RulesCommand::Flush => dynamic::flush(client, output),
         RulesCommand::Allow(arguments) => dynamic::allow(arguments, client, output),
-        RulesCommand::Check { directory } => check(directory, output),
+        RulesCommand::Check { directory, ca_cert, ca_key } => {
+            let ca = [("--ca-cert", ca_cert), ("--ca-key", ca_key)];
+            check(directory, &ca, output)
+        }
         RulesCommand::Test { expression, context } => test(expression, context, client, output),
     }
 }
@@ -122,8 +125,8 @@ fn read_context(path: &Path) -> Result<Map<String, Value>, CliError> {
     serde_json::from_str(&text).map_err(|error| CliError::Argument(format!("{}: not a JSON object: {error}", what())))
 }
 
-fn check(directory: &Path, output: &mut Output) -> Result<(), CliError> {
-    let checked = daemon_program::check_rules(directory)?;
+fn check(directory: &Path, ca: &[(&str, &Option<PathBuf>)], output: &mut Output) -> Result<(), CliError> {
+    let checked = daemon_program::check_rules(directory, ca)?;
     output.data(&checked, |output, checked| checked.report.iter().try_for_each(|line| output.line(line)))?;
     if checked.valid {
         Ok(())
