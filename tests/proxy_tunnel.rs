@@ -58,6 +58,32 @@ fn a_tunnel_with_an_allowed_name_is_copied_both_ways() {
     }
 }
 
+/// Bulk moves through pipes in the kernel: it must arrive whole and in order, also while the reader stalls.
+#[test]
+fn bulk_passes_unchanged_both_ways_at_once() {
+    const SIZE: usize = 24 << 20;
+    let (proxy, origin) = (Setup::new(OK).start(), echo());
+    let mut client = tunnel(&proxy, "ok.example", &origin);
+    let hello = client_hello(Some("ok.example"));
+    client.send(&hello);
+    assert_eq!(client.exactly(hello.len()), hello);
+    // A pattern whose period is prime to every buffer's size: a piece that is lost or swapped shows.
+    let sent: Vec<u8> = (0..SIZE).map(|at| (at % 251) as u8).collect();
+    let mut writer = client.stream.try_clone().unwrap();
+    let pattern = sent.clone();
+    let up = std::thread::spawn(move || {
+        use std::io::Write;
+        writer.write_all(&pattern).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let got = client.rest();
+    up.join().unwrap();
+    assert!(got == sent, "{} of {SIZE} bytes came back, or not the same", got.len());
+    assert_eq!(proxy.event().reason, "rule");
+    let (end, bytes) = (proxy.event(), (SIZE + hello.len()) as u64);
+    assert_eq!((end.reason, end.bytes_up, end.bytes_down), ("closed", Some(bytes), Some(bytes)));
+}
+
 #[test]
 fn a_hello_may_come_a_byte_at_a_time() {
     let (proxy, origin) = (Setup::new(OK).start(), echo());

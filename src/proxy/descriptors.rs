@@ -7,7 +7,8 @@ use super::StartError;
 /// Descriptors of a client connection: its own socket and one to an upstream.
 const PER_CONNECTION: u64 = 2;
 
-/// Descriptors for everything else in the process: refusals above the cap, DNS sockets, Docker, netlink, state files.
+/// Descriptors for everything else in the process: refusals above the cap, DNS sockets, Docker, netlink, state files, the
+/// pipes of tunnels at full speed (`splice::PIPES_MAX`, two each).
 const RESERVE: u64 = 1024;
 
 /// Makes room for `connections` client connections.

@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::intercept::tls::{Plain, TlsSide};
+use super::splice::Pipe;
 
 /// Bytes of one read, and so of what a leg holds for its peer: small, for thousands of stalled peers.
 pub(super) const READ_SIZE: usize = 16 * 1024;
@@ -259,6 +260,45 @@ impl Leg {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Moves what the socket has into `pipe`, which is empty.
+    pub(super) fn fill_pipe(&mut self, pipe: &mut Pipe) -> io::Result<ReadOutcome> {
+        if self.ended {
+            return Ok(ReadOutcome::Ended);
+        }
+        if !self.readable {
+            return Ok(ReadOutcome::Blocked);
+        }
+        match pipe.fill(&self.stream) {
+            Ok(0) => {
+                self.ended = true;
+                Ok(ReadOutcome::Ended)
+            }
+            // However little it is, the socket may have more: a pipe is full by its pages, not its bytes.
+            Ok(bytes) => Ok(ReadOutcome::Bytes(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Ok(ReadOutcome::Blocked)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves what is in `pipe` to the socket, after what is pending. True when nothing is left in it.
+    pub(super) fn drain_pipe(&mut self, pipe: &mut Pipe) -> io::Result<bool> {
+        if !self.flush()? {
+            return Ok(false);
+        }
+        while self.writable && !pipe.is_empty() {
+            match pipe.drain(&self.stream) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(pipe.is_empty())
     }
 
     /// Reads once and appends to the input.

@@ -15,6 +15,7 @@
 //! | `leg` | one socket with its buffers |
 //! | `session` | the states of a client connection |
 //! | `request`, `dial`, `exchange`, `tunnel`, `closing` | the steps of those states |
+//! | `splice` | pipes for tunnels at full speed |
 //! | `judge` | facts of a request, and the verdict on them; sans-I/O |
 //! | `preview` | the same judgement of a request that nobody sent; sans-I/O |
 //! | `client_hello` | TLS ClientHello; sans-I/O |
@@ -40,6 +41,7 @@ mod report;
 mod request;
 mod serve;
 mod session;
+mod splice;
 mod table;
 mod tunnel;
 

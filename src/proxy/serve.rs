@@ -26,6 +26,7 @@ use super::intercept::{body, opening};
 use super::leg::{Leg, READ_SIZE};
 use super::listeners::Listeners;
 use super::session::{Client, Core, Session, State, Turn};
+use super::splice::Pipes;
 use super::table::{SessionId, Side, Table, slot_of};
 use super::{ProxyCommand, ProxyConfig, ProxyLinks, StartError, closing, descriptors, dial};
 
@@ -97,6 +98,7 @@ impl Proxy {
             registry,
             listeners,
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
+            pipes: Pipes::default(),
             now: Instant::now(),
             requests: 0,
             blocked: 0,

@@ -25,6 +25,7 @@ use super::judge::{Facts, Refused, Standing, Verdict};
 use super::leg::Leg;
 use super::listeners::Listeners;
 use super::request;
+use super::splice::Pipes;
 use super::table::{SessionId, Side};
 use super::tunnel::{self, Opened, Tunnel};
 use super::{ProxyConfig, ProxyLinks, answer::Answer, report};
@@ -41,6 +42,8 @@ pub(super) struct Core {
     pub(super) listeners: Listeners,
     /// What sockets are read into; one for all, so that idle sessions hold no buffer.
     pub(super) scratch: Box<[u8]>,
+    /// For tunnels at full speed.
+    pub(super) pipes: Pipes,
     /// When the events being handled came.
     pub(super) now: Instant,
     pub(super) requests: u64,
@@ -257,7 +260,7 @@ impl Session {
             State::Accepting(_) => opening::timed_out(self, core),
             State::Securing(securing) => upstream::timed_out(self, core, *securing),
             State::Hello(opened) => tunnel::refuse(self, core, &opened, "hello_timeout"),
-            State::Tunnel(tunnel) => tunnel::end(self, core, &tunnel, "idle"),
+            State::Tunnel(tunnel) => tunnel::end(self, core, tunnel, "idle"),
         };
         self.proceed(core, next)
     }
@@ -335,7 +338,7 @@ impl Session {
     /// Ends the session from outside a turn; a tunnel closes its books.
     pub(super) fn end_tunnel(&mut self, core: &mut Core, reason: &'static str) -> Turn {
         if let State::Tunnel(tunnel) = std::mem::replace(&mut self.state, State::Failed) {
-            tunnel::end(self, core, &tunnel, reason);
+            tunnel::end(self, core, tunnel, reason);
         }
         Turn::Ended
     }

@@ -9,12 +9,15 @@ use crate::http1::{Authority, Parse, RequestHead};
 use super::client_hello::{ClientHello, HelloRead, read_client_hello};
 use super::intercept::opening;
 use super::judge::{Facts, Refused, Standing, TlsFacts, Verdict};
-use super::leg::{Leg, ReadOutcome};
+use super::leg::{Leg, READ_SIZE, ReadOutcome};
 use super::session::{Core, Inside, Next, Request, Session, State};
+use super::splice::{Pipe, Pipes};
 use super::{closing, dial, report};
 
 /// Reads in one turn of one direction, before the other direction and other sessions get theirs.
 const READS_MAX: usize = 8;
+/// Bytes in one turn of one direction, after which no further read begins: a pipe takes many reads' worth at once.
+const TURN_BYTES: u64 = (READS_MAX * READ_SIZE) as u64;
 
 /// A CONNECT that was answered with 200; nothing was passed on yet.
 pub(super) struct Opened {
@@ -30,13 +33,23 @@ pub(super) struct Tunnel {
     pub(super) begun: Instant,
     /// When a byte last moved.
     pub(super) last: Instant,
-    up: u64,
-    down: u64,
+    up: Way,
+    down: Way,
+}
+
+/// One direction of a tunnel.
+#[derive(Default)]
+struct Way {
+    bytes: u64,
+    /// Whether the last read gave all that it could: then the next goes through a pipe.
+    bulk: bool,
+    /// Lent while it holds bytes that the other side does not take yet.
+    pipe: Option<Pipe>,
 }
 
 impl Tunnel {
     pub(super) fn new(standing: Standing, begun: Instant, now: Instant) -> Self {
-        Tunnel { standing, begun, last: now, up: 0, down: 0 }
+        Tunnel { standing, begun, last: now, up: Way::default(), down: Way::default() }
     }
 }
 
@@ -176,29 +189,42 @@ pub(super) fn refuse(session: &mut Session, core: &mut Core, opened: &Opened, re
     Next::End
 }
 
-/// Copies what can be copied.
+/// Moves what can be moved.
 pub(super) fn step(session: &mut Session, core: &mut Core, mut tunnel: Box<Tunnel>) -> Next {
-    let Some(upstream) = &mut session.upstream else { return end(session, core, &tunnel, "closed") };
-    let up = relay(&mut session.client.leg, &mut upstream.leg, &mut core.scratch);
-    let down = relay(&mut upstream.leg, &mut session.client.leg, &mut core.scratch);
-    let (Ok(up), Ok(down)) = (up, down) else { return end(session, core, &tunnel, "closed") };
-    tunnel.up += up;
-    tunnel.down += down;
+    let Some(upstream) = &mut session.upstream else { return end(session, core, tunnel, "closed") };
+    let client = &mut session.client.leg;
+    let up = relay(&mut tunnel.up, (client, &mut upstream.leg), &mut core.scratch, &mut core.pipes);
+    let down = relay(&mut tunnel.down, (&mut upstream.leg, client), &mut core.scratch, &mut core.pipes);
+    let (Ok(up), Ok(down)) = (up, down) else { return end(session, core, tunnel, "closed") };
+    tunnel.up.bytes += up;
+    tunnel.down.bytes += down;
     if up + down > 0 {
         tunnel.last = core.now;
         session.due.set(core.now + core.config.times.tunnel_idle);
         return Next::Go(State::Tunnel(tunnel));
     }
     if upstream.leg.is_shut() && session.client.leg.is_shut() {
-        return end(session, core, &tunnel, "closed");
+        return end(session, core, tunnel, "closed");
     }
     Next::Wait(State::Tunnel(tunnel))
 }
 
-/// Copies from one side to the other, as fast as the other takes it. How many bytes were read.
-fn relay(from: &mut Leg, to: &mut Leg, scratch: &mut [u8]) -> std::io::Result<u64> {
+/// Moves bytes from one side to the other, as fast as the other takes them. How many were read.
+fn relay(
+    way: &mut Way,
+    (from, to): (&mut Leg, &mut Leg),
+    scratch: &mut [u8],
+    pipes: &mut Pipes,
+) -> std::io::Result<u64> {
     let mut moved = 0;
+    // Inside TLS the kernel has records, not bytes to pass on: an upgraded connection of a decrypted session is copied.
+    let plain = !from.is_secured() && !to.is_secured();
     for _ in 0..READS_MAX {
+        if let Some(pipe) = &mut way.pipe
+            && !to.drain_pipe(pipe)?
+        {
+            return Ok(moved);
+        }
         if !to.flush()? {
             break;
         }
@@ -208,10 +234,23 @@ fn relay(from: &mut Leg, to: &mut Leg, scratch: &mut [u8]) -> std::io::Result<u6
             to.write(&input)?;
             continue;
         }
-        match from.read(scratch)? {
+        if way.pipe.is_none() && way.bulk {
+            way.pipe = pipes.lend();
+        }
+        let outcome = match &mut way.pipe {
+            Some(pipe) => from.fill_pipe(pipe)?,
+            None => from.read(scratch)?,
+        };
+        match outcome {
             ReadOutcome::Bytes(bytes) => {
                 moved += bytes as u64;
-                to.write(&scratch[..bytes])?;
+                way.bulk = bytes >= READ_SIZE && plain;
+                if way.pipe.is_none() {
+                    to.write(&scratch[..bytes])?;
+                }
+                if moved >= TURN_BYTES {
+                    break;
+                }
             }
             ReadOutcome::Blocked => break,
             ReadOutcome::Ended => {
@@ -220,13 +259,25 @@ fn relay(from: &mut Leg, to: &mut Leg, scratch: &mut [u8]) -> std::io::Result<u6
             }
         }
     }
+    // What the last round took goes on at once; an empty pipe is for others.
+    if let Some(pipe) = &mut way.pipe
+        && to.drain_pipe(pipe)?
+        && let Some(pipe) = way.pipe.take()
+    {
+        pipes.take_back(pipe);
+    }
     Ok(moved)
 }
 
 /// Closes the books of a tunnel.
-pub(super) fn end(session: &mut Session, core: &mut Core, tunnel: &Tunnel, reason: &'static str) -> Next {
+pub(super) fn end(session: &mut Session, core: &mut Core, mut tunnel: Box<Tunnel>, reason: &'static str) -> Next {
+    for way in [&mut tunnel.up, &mut tunnel.down] {
+        if let Some(pipe) = way.pipe.take() {
+            core.pipes.take_back(pipe);
+        }
+    }
     let facts: &Facts = tunnel.standing.facts.last().unwrap_or(&tunnel.standing.facts[0]);
-    let counts = (tunnel.standing.address, tunnel.begun, tunnel.up, tunnel.down);
+    let counts = (tunnel.standing.address, tunnel.begun, tunnel.up.bytes, tunnel.down.bytes);
     report::tunnel_end(&core.links.events, &session.client, facts, reason, counts);
     Next::End
 }
