@@ -17,7 +17,7 @@ use outcall::bridge::{BridgeCommand, OperatorRefusal};
 use outcall::daemon::control::ControlMessage;
 use outcall::daemon::{Readiness, Snapshot, Subsystem};
 use outcall::dns::DnsCommand;
-use outcall::docker_manager::{Directory, DockerCommand, DockerFailure};
+use outcall::docker_manager::{ContainerCommand, Directory, DockerCommand, DockerFailure};
 use outcall::event_loop::{Address, mailbox, reply_channel};
 use outcall::events::EventsCommand;
 use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
@@ -89,6 +89,7 @@ fn docker(command: DockerCommand) -> bool {
         }
         DockerCommand::Network(select, reply) => reply.send(Ok(network(&select.name.unwrap_or_default()))),
         DockerCommand::Networks(reply) => reply.send(Ok(vec![network("default")])),
+        DockerCommand::Container(command) => container(command),
         DockerCommand::Ping(reply) => reply.send(()),
         DockerCommand::Stop => return true,
         DockerCommand::Identify(_) => {}
@@ -96,6 +97,38 @@ fn docker(command: DockerCommand) -> bool {
         _ => {}
     }
     false
+}
+
+fn container(command: ContainerCommand) {
+    let summary = api::ContainerSummary {
+        container_id: "abc".to_owned(),
+        name: "coder-1".to_owned(),
+        image: "busybox".to_owned(),
+        state: "running".to_owned(),
+        network: "outcall-default".to_owned(),
+        created_at: "2026-11-24T00:00:00.000Z".to_owned(),
+    };
+    match command {
+        ContainerCommand::Create(wish, rules, reply) => reply.send(if wish.image == "blocked" {
+            let message = format!("blocked by rule {}", rules.rules()[0].id);
+            Err(DockerFailure { status: 403, message })
+        } else {
+            let (container_id, name) = (summary.container_id, wish.name.unwrap_or_default());
+            Ok(api::ContainerCreated { container_id, name, created: true, notes: Vec::new() })
+        }),
+        ContainerCommand::Stop(stop, reply) => reply.send(Ok(api::ContainerStopped { name: stop.name, stopped: true })),
+        ContainerCommand::Remove(one, reply) => {
+            reply.send(Ok(api::ContainerRemoved { name: one.name, removed: one.force }))
+        }
+        ContainerCommand::Pull(pull, reply) => reply.send(Ok(api::ContainerPulled { image: pull.image, pulled: true })),
+        ContainerCommand::List(reply) => reply.send(Ok(vec![summary])),
+        ContainerCommand::Inspect(_, reply) => {
+            let mount = api::ContainerMount { source: "/s".to_owned(), target: "/t".to_owned(), read_only: true };
+            let (mounts, env) = (vec![mount], vec!["A=<redacted>".to_owned()]);
+            let ip_address = Some("10.200.0.2".to_owned());
+            reply.send(Ok(api::ContainerDetail { summary, ip_address, mounts, env }));
+        }
+    }
 }
 
 fn network(name: &str) -> api::NetworkStatus {
@@ -500,6 +533,35 @@ fn explain_routes() {
 }
 
 #[test]
+fn container_routes() {
+    let world = World::new(true);
+    let one = json!({"container_id":"abc","name":"coder-1","image":"busybox","state":"running",
+        "network":"outcall-default","created_at":"2026-11-24T00:00:00.000Z"});
+    assert_eq!(world.data("GET", "/api/v1/containers", ""), json!([one]));
+    let mut detail = one;
+    detail["ip_address"] = json!("10.200.0.2");
+    detail["mounts"] = json!([{"source":"/s","target":"/t","read_only":true}]);
+    detail["env"] = json!(["A=<redacted>"]);
+    assert_eq!(world.data("GET", "/api/v1/container?name=coder-1", ""), detail);
+    assert_eq!(world.failure("GET", "/api/v1/container", "").0, 400);
+    let whole = r#"{"image":"busybox","network":"x","name":"coder-1","user":"7:7","memory_limit":8388608,"cpu_shares":2,
+        "env":{"A":"1"},"cmd":["sh"],"entrypoint":["e"],"working_dir":"/w","volumes":["/s:/t:ro"],
+        "include_outcall_helper_mounts":false,"interactive":true,"tty":true}"#;
+    let (status, _, made) = world.call("POST", "/api/v1/container/create", whole);
+    assert_eq!((status, &made["data"]), (201, &json!({"container_id":"abc","name":"coder-1","created":true})));
+    let (status, error) = world.failure("POST", "/api/v1/container/create", r#"{"image":"blocked"}"#);
+    assert_eq!((status, error.as_str()), (403, "blocked by rule test"));
+    for body in [r#"{}"#, r#"{"image":"a","privileged":true}"#, r#"{"image":"a","env":["hunter2"]}"#] {
+        let (status, error) = world.failure("POST", "/api/v1/container/create", body);
+        assert!(status == 400 && !error.contains("hunter2"), "{error}");
+    }
+    let post = |call: &str, body: &str| world.data("POST", &format!("/api/v1/container/{call}"), body);
+    assert_eq!(post("stop", r#"{"name":"a","timeout":1}"#), json!({"name":"a","stopped":true}));
+    assert_eq!(post("remove", r#"{"name":"a","force":true}"#), json!({"name":"a","removed":true}));
+    assert_eq!(post("pull", r#"{"image":"i"}"#), json!({"image":"i","pulled":true}));
+}
+
+#[test]
 fn dns_and_proxy_routes() {
     let world = World::new(true);
     let stats = json!({"entries":1,"max_entries":10000,"hits":2,"misses":3,"evictions":0});
@@ -641,6 +703,10 @@ fn the_command_and_the_api_understand_each_other() {
     assert!(done(&["network", "status", "--name", "x"]).contains("writer-1"));
     assert!(done(&["network", "create", "--name", "x"]).contains("Created:  yes\n"));
     assert!(done(&["network", "destroy"]).contains("outcall-default"));
+    assert!(done(&["container", "list"]).contains("coder-1"));
+    assert!(done(&["container", "inspect", "coder-1"]).contains("<redacted>"));
+    let create = ["container", "create", "--name", "coder-1", "-e", "PATH", "busybox", "sh", "-c", "--x"];
+    assert!(done(&create).contains("coder-1"));
     assert!(done(&["rules", "list"]).contains("allow-example"));
     assert!(done(&["rules", "show", "allow-example"]).contains("Egress:"));
     assert!(done(&[]).contains("Rules:     2 rules, 1 to allow, 1 to block\n"));

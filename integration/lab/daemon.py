@@ -90,7 +90,7 @@ class Daemon:
     """One outcalld."""
 
     def __init__(self, lab, directory, rules=(), flags=(), env=None, wrapper=(), upstream=UPSTREAM,
-                 bridge=None):
+                 bridge=None, shim=None):
         self.lab = lab
         self.directory = directory
         self.socket = f"{directory}/host.sock"
@@ -102,6 +102,7 @@ class Daemon:
         self.wrapper = list(wrapper)
         self.upstream = upstream
         self.bridge = bridge
+        self.shim = shim or binary("outcall-agent") or "/usr/local/bin/outcall-agent"
         self.process = None
         os.makedirs(self.rules_dir, exist_ok=True)
         os.makedirs(self.state_dir, exist_ok=True)
@@ -115,7 +116,7 @@ class Daemon:
             binary("outcalld"), "--socket", self.socket, "--rules-dir", self.rules_dir,
             "--state-dir", self.state_dir, "--docker-socket", self.lab.engine.socket,
             "--agent-socket-host-path", f"{self.directory}/agent/agent.sock",
-            "--shim-host-path", binary("outcall-agent") or "/usr/local/bin/outcall-agent",
+            "--shim-host-path", self.shim,
         ]
         if self.upstream:
             words += ["--dns-upstream", self.upstream]
