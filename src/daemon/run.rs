@@ -293,7 +293,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             subnet_block: flags.subnet_block.to_string(),
             ca,
             proxy: (!flags.no_proxy)
-                .then(|| Listening { address: flags.proxy_addr, extra_peers: !flags.extra_peers.is_empty() }),
+                .then_some(Listening { address: flags.proxy_addr, extra_peers: !flags.extra_peers.is_empty() }),
         };
         let links = HostApiLinks {
             control: control.clone(),
