@@ -4,6 +4,7 @@ For what a real daemon cannot be made to say in a test: ten thousand decisions a
 an API that breaks. Owns a Unix socket in a directory of the scenario.
 """
 
+import collections
 import http.client
 import json
 import os
@@ -20,6 +21,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def handle_error(self, *_):
+        """A page that goes elsewhere leaves its answers behind."""
+
 
 class Played:
     """`answers`: `{"GET bridge": data or (status, error) or function(body)}`, changed at will while it runs."""
@@ -29,6 +33,7 @@ class Played:
         self.answers = answers
         self.asked = []
         self._readers = []
+        self._said = collections.deque(maxlen=1000)
         self._lock = threading.Lock()
         played = self
 
@@ -68,6 +73,7 @@ class Played:
         """Sends decisions to everybody who follows."""
         text = "".join(json.dumps(event) + "\n" for event in events).encode()
         with self._lock:
+            self._said.extend(events)
             for reader in self._readers:
                 reader.put(text)
 
@@ -88,10 +94,16 @@ class Played:
         if path.startswith("/api/v1/"):
             name = path[len("/api/v1/"):]
             self.asked.append((handler.command, name, body.decode()))
+            if name == "events" and "GET events" not in self.answers:
+                with self._lock:
+                    text = "".join(json.dumps(event) + "\n" for event in self._said).encode()
+                self._whole(handler, 200, [("Content-Type", "application/x-ndjson")], text)
+                return
             if name.startswith("events?") and "GET events" not in self.answers:
                 self._stream(handler)
                 return
-            answer = self.answers.get(f"{handler.command} {name}")
+            key = f"{handler.command} {name}"
+            answer = self.answers.get("GET events" if name.startswith("events?") else key)
             if answer is not None:
                 answer = answer(body) if callable(answer) else answer
                 if isinstance(answer, tuple):

@@ -17,6 +17,8 @@ export const REST = '(others)';
 export const NOBODY = '(no container)';
 /** Pauses between attempts to connect. */
 const PAUSE_MS = [500, 1000, 2000, 4000, 8000];
+/** How long the last decisions may take to come: the stream waits for them. */
+const RECENT_MS = 5000;
 /** Told at most this often. */
 const TELL_MS = 150;
 
@@ -25,15 +27,19 @@ export const ORDER = Symbol('order');
 
 const clipped = (value) => (typeof value === 'string' && value.length > FIELD_MAX ? `${value.slice(0, FIELD_MAX)}…` : value);
 
-/** A decision out of a line; null for what is none. */
-function decision(line) {
-  let event;
+/** A line as an object; null for what is none. */
+function parsed(line) {
   try {
-    event = JSON.parse(line);
+    const value = JSON.parse(line);
+    return typeof value === 'object' ? value : null;
   } catch {
     return null;
   }
-  if (typeof event !== 'object' || event === null || typeof event.verdict !== 'string') return null;
+}
+
+/** A decision out of an object; null for what is none. */
+function decision(event) {
+  if (typeof event.verdict !== 'string') return null;
   for (const name of Object.keys(event)) event[name] = clipped(event[name]);
   return event;
 }
@@ -46,8 +52,9 @@ export class Decisions {
     /** `connecting`, `live`, `lost` or `missing`. */
     this.state = 'connecting';
     this.message = '';
-    /** Decisions that the daemon counted and this page did not get, by their numbers. */
+    /** Decisions that this page did not get: by their numbers, or as the daemon told. */
     this.missed = 0;
+    this.told = 0;
     this.total = 0;
     /** container → Map(bucket → [allowed, blocked]) */
     this.buckets = new Map();
@@ -94,6 +101,9 @@ export class Decisions {
       throw new Failure(String(envelope?.error ?? `status ${response.status}`), response.status);
     }
     this.set('live', '');
+    // The stream begins with its head, so what was decided before that and what comes next overlap, and nothing is
+    // between the two.
+    await this.recent();
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '';
     let skipping = false;
@@ -108,20 +118,40 @@ export class Decisions {
           skipping = false;
         } else if (line.trim()) {
           got = true;
-          this.add(decision(line));
+          this.line(line);
         }
       }
       if (rest.length > LINE_MAX) [rest, skipping] = ['', true];
     }
   }
 
+  /** The last decisions that the daemon has in memory. A daemon that gives none still has those to come. */
+  async recent() {
+    try {
+      const response = await fetch(address('events'), { ...FETCH, signal: AbortSignal.timeout(RECENT_MS) });
+      if (!response.ok) return;
+      for (const line of (await response.text()).split('\n')) this.line(line);
+    } catch {
+      // The stream says it if the daemon is away.
+    }
+  }
+
+  line(text) {
+    const value = parsed(text);
+    if (!value) return;
+    if (Number.isInteger(value.lost)) this.told += value.lost;
+    const event = decision(value);
+    if (event) this.add(event);
+  }
+
   add(event) {
-    if (!event) return;
     const seq = Number(event.seq) || 0;
     const ts = String(event.ts ?? '');
     // What a new connection repeats. A daemon that started again counts from one, later.
     if (seq <= this.lastSeq && ts <= this.lastTs) return;
-    if (this.lastSeq && seq > this.lastSeq + 1) this.missed += seq - this.lastSeq - 1;
+    const gap = this.lastSeq && seq > this.lastSeq ? seq - this.lastSeq - 1 : 0;
+    this.missed += Math.max(gap, this.told);
+    this.told = 0;
     [this.lastSeq, this.lastTs] = [seq, ts];
     this.total += 1;
     event[ORDER] = this.total;
