@@ -406,5 +406,17 @@ fn an_operators_flow_outlives_rules_and_daemons_but_not_its_container() {
     daemon.publish(&[&default], &[&b_end]);
     assert_eq!(ended.recv_timeout(Duration::from_secs(5)).unwrap(), [allowed.grant.flow]);
     assert!(!echoes(&mut client, &mut server));
+    // One whose port was never found leaves nothing to the next holder of its address either.
+    let mut portless = (*a_end).clone();
+    portless.container_id = "9".repeat(64).into();
+    portless.address = Ipv4Addr::new(10, 200, 0, 9);
+    (portless.sandbox_key, portless.pid) = ("/nonexistent".to_owned(), 0);
+    let wish = OperatorWish { source: portless.address, ..wish };
+    let heir = Arc::new(Endpoint { container_id: "8".repeat(64).into(), ..portless.clone() });
+    daemon.publish(&[&default], &[&b_end, &Arc::new(portless)]);
+    let flow = allow(&daemon, &wish).unwrap().grant.flow;
+    daemon.publish(&[&default], &[&b_end, &heir]);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(5)).unwrap(), [flow]);
+    assert!(daemon.ask(BridgeCommand::Grants).unwrap().is_empty());
     assert!(daemon.healthy());
 }

@@ -209,6 +209,7 @@ impl Enforcer {
         }
         if self.grants.any() {
             self.rejudge(&snapshot.rules, now)?;
+            self.end_orphans()?;
         }
         for network in &snapshot.directory.networks {
             let plan = NetworkPlan { subnet: network.subnet, gateway: network.gateway };

@@ -172,6 +172,19 @@ impl Enforcer {
         self.grants.ended.extend(self.awaited.drain(..).map(|grant| grant.flow));
     }
 
+    /// Ends the flows of endpoints that are gone. Those whose port is known end with it; a flow that was opened by hand
+    /// for a container without one must not wait for the next holder of the address.
+    pub fn end_orphans(&mut self) -> Result<(), KernelError> {
+        let Some(snapshot) = self.snapshot.clone() else { return Ok(()) };
+        let endpoints = &snapshot.directory.endpoints;
+        let known =
+            |endpoint: &Endpoint| endpoints.get(&endpoint.address).is_some_and(|now| same_identity(now, endpoint));
+        for endpoint in self.grants.orphans(known) {
+            self.flush(Some(&endpoint))?;
+        }
+        Ok(())
+    }
+
     /// The granted flows with the kernel's counters.
     pub fn granted(&mut self, now: Instant) -> Result<Vec<GrantedFlow>, KernelError> {
         if self.down {

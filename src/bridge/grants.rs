@@ -271,6 +271,18 @@ impl GrantBook {
         !self.entries.is_empty() || !self.past.is_empty()
     }
 
+    /// Whose flows are in force or may run, of those that `known` does not know.
+    pub fn orphans(&self, known: impl Fn(&Endpoint) -> bool) -> Vec<Arc<Endpoint>> {
+        let endpoints = self.entries.values().map(|entry| &entry.endpoint);
+        let mut found: Vec<Arc<Endpoint>> = Vec::new();
+        for endpoint in endpoints.chain(self.past.values().map(|past| &past.endpoint)) {
+            if !known(endpoint) && !found.iter().any(|other| same_identity(other, endpoint)) {
+                found.push(Arc::clone(endpoint));
+            }
+        }
+        found
+    }
+
     /// Takes out every flow of an identity; gives the flows to close.
     pub fn revoke(&mut self, endpoint: &Endpoint) -> Vec<FlowKey> {
         self.past.retain(|_, past| !same_identity(&past.endpoint, endpoint));
