@@ -287,6 +287,8 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
         )
     })?;
 
+    // The operator's socket answers before the last step is done: that is not ready yet.
+    readiness.set("agent_api", Err("it is being started".to_owned()));
     step("host_api", &readiness, || {
         let config = HostApiConfig {
             socket: flags.socket.clone(),

@@ -1,5 +1,6 @@
 //! A new snapshot, for everybody who waits: held questions are identified again, questions in flight are judged again.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,8 @@ impl Core {
     pub(in crate::dns) fn adopt(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         let rules_changed = !Arc::ptr_eq(&self.snapshot.rules, &snapshot.rules);
         self.snapshot = snapshot;
+        let endpoints = &self.snapshot.directory.endpoints;
+        self.throttle.retain(|peer| matches!(peer, IpAddr::V4(address) if endpoints.contains_key(&address)));
         if rules_changed {
             let flushed = self.cache.flush();
             tracing::debug!(target: "dns", flushed, "cache flushed for the new rules");

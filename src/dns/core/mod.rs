@@ -11,6 +11,7 @@ mod answers;
 mod flights;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -36,6 +37,7 @@ use super::lookup::Upstreams;
 use super::message::{self, Incoming, Query, Transport};
 use super::random::Random;
 use flights::{Flight, Resolution};
+use throttle::Throttle;
 
 pub(in crate::dns) use flights::{LOOKUPS_CLIENTS, LOOKUPS_PROXY};
 
@@ -144,6 +146,7 @@ pub(in crate::dns) struct Core {
     by_key: HashMap<Key, u64>,
     grants: HashMap<u64, Granting>,
     open: HashMap<IpAddr, u32>,
+    throttle: Throttle,
     timers: BTreeSet<(Instant, Timer)>,
     next_id: u64,
     actions: Vec<Action>,
@@ -170,6 +173,7 @@ impl Core {
             by_key: HashMap::new(),
             grants: HashMap::new(),
             open: HashMap::new(),
+            throttle: Throttle::default(),
             timers: BTreeSet::new(),
             next_id: 0,
             actions: Vec::new(),
@@ -205,6 +209,12 @@ impl Core {
 
     /// A message of a client; false when it is malformed.
     pub(in crate::dns) fn received(&mut self, client: Client, bytes: &[u8], now: Instant) -> bool {
+        // A connection holds its peer back by itself: its questions are answered one after the other.
+        if matches!(client.transport, Transport::Udp) && self.throttle.drops(client.peer.ip().to_canonical(), now) {
+            self.counters.total += 1;
+            self.counters.blocked += 1;
+            return true;
+        }
         match message::read(bytes) {
             Incoming::Malformed => {
                 tracing::debug!(target: "dns", peer = %client.peer, "malformed message");
@@ -312,6 +322,9 @@ impl Core {
         }
         match filter::judge(&self.snapshot.rules, &asked.query, &peer) {
             Judgement::Block { reason, rule } => {
+                if matches!(peer, Peer::Container(_)) {
+                    self.throttle.denied(asked.client.peer.ip().to_canonical(), now);
+                }
                 let bytes = asked.query.no_such_name();
                 self.finish(asked, &peer, Outcome::block(reason, rule), bytes);
             }

@@ -55,3 +55,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_flood_of_denied_questions_is_dropped_above_the_rate_and_counted() {
+    let mut world = World::new();
+    let denied = query("www.no.example.", RecordType::A);
+    let answered = (0..1500).filter(|_| !world.ask(&denied).is_empty()).count();
+    assert_eq!((answered, world.core.counters.blocked, world.core.counters.total), (1000, 1500, 1500));
+    // Nothing of this container is read until it has been quiet for a moment.
+    assert!(world.ask(&query("www.ok.example.", RecordType::A)).is_empty());
+    world.pass(1000);
+    assert_eq!((0..500).filter(|_| !world.ask(&denied).is_empty()).count(), 200);
+    // Its successor begins with a clean slate.
+    for id in ["", "c2"] {
+        let containers = if id.is_empty() { Vec::new() } else { vec![(CONTAINER, id)] };
+        world.core.adopt(snapshot(world.now, &containers, rules()), world.now);
+    }
+    assert!(!world.ask(&denied).is_empty());
+}
