@@ -87,14 +87,21 @@ def as_the_unit(unit, *writable):
 
 @scenario(deadline=90)
 def the_daemons_whole_work_under_the_filter_of_its_unit(lab):
-    daemon = lab.daemon(start=False, flags=["--on-exit", "keep"])
+    made = lab.space.run(binary("outcall"), "ca", "init", "--out", lab.path("ca"), check=False)
+    check(made.code == 0, made)
+    pems = sorted(os.listdir(lab.path("ca")), key=lambda name: "key" in name)
+    daemon = lab.daemon(start=False, flags=[
+        "--on-exit", "keep", "--ca-cert", lab.path(f"ca/{pems[0]}"), "--ca-key", lab.path(f"ca/{pems[-1]}"),
+        "--upstream-ca", lab.internet.authority.root])
     daemon.wrapper = as_the_unit("outcalld.service", daemon.directory)
     daemon.write_rules([
         *allow("example.com"),
+        rule("inside", 'http.host == "secure.example.com" && http.path == "/"', egress={"mode": "intercept"}),
         rule("direct", 'dns.query == "direct.example.com"', egress={"mode": "direct_ip", "ports": [80]}),
     ])
     lab.internet.names.set("direct.example.com", "5.10.7.1")
     lab.internet.names.set("asked.example.com", "5.10.7.2")
+    lab.internet.names.set("secure.example.com", "5.10.7.3")
     daemon.start()
     status = open(f"/proc/{daemon.process.pid}/status").read()
     check("Seccomp:\t2" in status and "NoNewPrivs:\t1" in status, status[-600:])
@@ -108,6 +115,15 @@ def the_daemons_whole_work_under_the_filter_of_its_unit(lab):
     check(client.dig("direct.example.com").addresses == ["5.10.7.1"])
     check(client.connects("5.10.7.1", 80) == "connected")
     check(client.connects("5.10.0.9", 443, 0.5) != "connected")
+    # Interception, a stream of events, an explanation, a container of the daemon's own making.
+    seen = client.curl("https://secure.example.com/", "-k")
+    check(seen.status == 200, seen)
+    check(client.curl("https://secure.example.com/no", "-k").status == 403)
+    check(daemon.api("GET", "/api/v1/events?verdict=block").status == 200)
+    check(daemon.cli("explain", "https://secure.example.com/no").code == 0)
+    created = daemon.api("POST", "/api/v1/container/create", {
+        "image": "lab/busybox", "name": "made", "cmd": ["sleep", "60"], "include_outcall_helper_mounts": False})
+    check(created.status in (200, 201), created)
     # Rules through the guarded child, a refused reload, an approved request.
     check(daemon.cli("rules", "reload").code == 0)
     check(daemon.api("POST", "/api/v1/rule/test", {"expression": "(" * 3000, "context": {}}).status in (200, 400, 422))
