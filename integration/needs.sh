@@ -70,6 +70,7 @@ install_needs() {
         need tinyproxy tinyproxy
         need squid-openssl squid
         need dnsmasq-base dnsmasq
+        need_python python3-venv ensurepip
     fi
     if [ -n "$missing" ]; then
         say "Installing with apt:$missing"
