@@ -19,6 +19,8 @@ class Authority:
         self._directory = directory
         self._lock = threading.Lock()
         self._contexts = {}
+        self._leaves = {}
+        self._mtls = set()
         self.root = os.path.join(directory, "root.pem")
         self._root_key = os.path.join(directory, "root.key")
         self._leaf_key = os.path.join(directory, "leaf.key")
@@ -47,7 +49,51 @@ class Authority:
                 context.load_cert_chain(leaf, self._leaf_key)
                 context.set_alpn_protocols(["http/1.1"])
                 self._contexts[name] = context
+                self._leaves[name] = leaf
             return self._contexts[name]
+
+    def certificate(self, name):
+        """The leaf that is shown for `name`, DER."""
+        self.context(name)
+        with open(self._leaves[name]) as file:
+            return ssl.PEM_cert_to_DER_cert(file.read())
+
+    def flaw(self, name, flaw):
+        """From now on the origin called `name` is `self-signed`, `expired`, `other-name` or `mtls`."""
+        self.context(name)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        leaf = self._leaves[name]
+        if flaw == "self-signed":
+            leaf = os.path.join(self._directory, "self-signed.pem")
+            sh.run(["openssl", "req", "-x509", "-new", "-key", self._leaf_key, "-days", "20", "-subj", "/CN=leaf",
+                    "-addext", f"subjectAltName=DNS:{name}", "-addext", "basicConstraints=critical,CA:FALSE",
+                    "-out", leaf])
+        elif flaw == "expired":
+            leaf = self._expired(name)
+        elif flaw == "other-name":
+            self.context("other-name.lab")
+            leaf = self._leaves["other-name.lab"]
+        context.load_cert_chain(leaf, self._leaf_key)
+        context.set_alpn_protocols(["http/1.1"])
+        if flaw == "mtls":
+            self._mtls.add(name)
+        self._contexts[name] = context
+
+    def _expired(self, name):
+        """A leaf of 2020; only `openssl ca` of openssl 3.0 takes dates."""
+        path = lambda file: os.path.join(self._directory, file)
+        with open(path("ca.cnf"), "w") as file:
+            file.write(
+                "[ca]\ndefault_ca=lab\n[lab]\ndatabase=%s\nnew_certs_dir=%s\nrand_serial=yes\n"
+                "default_md=sha256\npolicy=any\nunique_subject=no\nx509_extensions=leaf\n"
+                "[any]\ncommonName=supplied\n[leaf]\nsubjectAltName=DNS:%s\n"
+                % (path("index.txt"), self._directory, name))
+        open(path("index.txt"), "w").close()
+        sh.run(["openssl", "req", "-new", "-key", self._leaf_key, "-subj", "/CN=leaf", "-out", path("expired.csr")])
+        sh.run(["openssl", "ca", "-batch", "-notext", "-config", path("ca.cnf"), "-cert", self.root, "-keyfile",
+                self._root_key, "-in", path("expired.csr"), "-out", path("expired.pem"),
+                "-startdate", "20200101000000Z", "-enddate", "20200201000000Z"])
+        return path("expired.pem")
 
     def accept(self, connection, event):
         """Does the server side of a handshake; the SNI goes into `event`."""
@@ -55,6 +101,11 @@ class Authority:
         fallback = self.context(FALLBACK_NAME)
         outer.load_cert_chain(os.path.join(self._directory, "leaf-0.pem"), self._leaf_key)
         outer.set_alpn_protocols(["http/1.1"])
+
+        # The choice by SNI comes too late to ask for a certificate.
+        if any(name.encode() in event["hello"] for name in self._mtls):
+            outer.verify_mode = ssl.CERT_REQUIRED
+            outer.load_verify_locations(self.root)
 
         def choose(socket, name, _):
             event["sni"] = name

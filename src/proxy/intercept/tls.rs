@@ -162,3 +162,115 @@ impl TlsSide {
 pub(in crate::proxy) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sides() -> (TlsSide, TlsSide, rcgen::CertifiedKey<rcgen::KeyPair>) {
+        let own = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder().with_no_client_auth();
+        let server = server.with_single_cert(vec![own.cert.der().clone()], key).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let name = ServerName::try_from("a.example").unwrap();
+        (TlsSide::server(server.into()).unwrap(), TlsSide::client(client.into(), name).unwrap(), own)
+    }
+
+    fn records(side: &mut TlsSide) -> Vec<u8> {
+        let mut out = Vec::new();
+        while side.wants_write() {
+            side.send(&mut out).unwrap();
+        }
+        out
+    }
+
+    /// Both sides after a handshake.
+    fn connected() -> (TlsSide, TlsSide) {
+        let (mut server, mut client, _) = sides();
+        for _ in 0..4 {
+            server.feed(&records(&mut client)).unwrap();
+            client.feed(&records(&mut server)).unwrap();
+        }
+        assert!(!server.is_handshaking() && !client.is_handshaking());
+        (server, client)
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_waits() {
+        let (mut server, mut client) = connected();
+        let data: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        let mut wire = Vec::new();
+        let mut sent = 0;
+        while sent < data.len() {
+            let taken = client.write(&data[sent..]).unwrap();
+            assert!(taken > 0 && taken <= AHEAD_MAX);
+            sent += taken;
+            wire.extend(records(&mut client));
+        }
+        client.close();
+        wire.extend(records(&mut client));
+        server.feed(&wire).unwrap();
+        assert!(server.has_waiting());
+        let (mut seen, mut out) = (Vec::new(), [0; 1000]);
+        loop {
+            match server.read(&mut out).unwrap() {
+                Plain::Bytes(bytes) => seen.extend_from_slice(&out[..bytes]),
+                Plain::Nothing => server.retry().unwrap(),
+                Plain::Ended => break,
+            }
+        }
+        assert_eq!(seen, data);
+    }
+
+    #[test]
+    fn records_without_data_do_not_go_on_for_ever() {
+        let (mut server, mut client, _) = sides();
+        server.feed(&records(&mut client)).unwrap();
+        client.feed(&records(&mut server)).unwrap();
+        // Change-cipher-spec records are counted by rustls; a hello in tiny pieces is by us.
+        let mut fed = 0;
+        let piece = [22, 3, 3, 0, 1, 1];
+        while fed < 4 * BARREN_MAX && client.feed(&piece).is_ok() {
+            fed += piece.len();
+        }
+        assert!(fed <= BARREN_MAX);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever a peer sends, in whatever pieces: an answer or an error, and nothing is held without end.
+        #[test]
+        fn any_bytes_are_an_error_or_nothing(
+            bytes in prop::collection::vec(any::<u8>(), 0..3000),
+            kind in prop::sample::select(vec![20u8, 21, 22, 23, 24, 128]),
+            framed in any::<bool>(),
+            after in any::<bool>(),
+            size in 1..400usize,
+        ) {
+            let (mut server, mut client) = if after { connected() } else { let (s, c, _) = sides(); (s, c) };
+            let mut wire = bytes.clone();
+            if framed {
+                wire = bytes.chunks(300).flat_map(|part| {
+                    [&[kind, 3, 3], &(part.len() as u16).to_be_bytes()[..], part].concat()
+                }).collect();
+            }
+            for side in [&mut server, &mut client] {
+                let mut out = [0; 64];
+                for piece in wire.chunks(size) {
+                    if side.feed(piece).is_err() {
+                        break;
+                    }
+                    prop_assert!(!matches!(side.read(&mut out), Ok(Plain::Bytes(_))), "noise is no data");
+                    if side.has_waiting() && side.retry().is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
