@@ -10,7 +10,7 @@ use crate::docker_manager::{Directory, Endpoint, ManagedNetwork};
 use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
 
 fn load(texts: &[&str]) -> Arc<crate::rule_engine::RuleSet> {
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
     let sources: Vec<Source> = texts
         .iter()
         .enumerate()
@@ -27,6 +27,7 @@ fn rules(lines: &[&str]) -> String {
         let (action, egress) = action.split_once('/').unwrap_or((action, ""));
         let egress = match egress {
             "private" => ", egress: {allow_private_ips: true}",
+            "intercept" => ", egress: {mode: intercept}",
             "direct" => ", egress: {mode: direct_ip, ports: [443]}",
             _ => "",
         };
@@ -96,6 +97,19 @@ fn an_allowed_url_passes_every_layer() {
         ["dns allow r0", "proxy allow r0", "resolution allow r0", "proxy allow r0", "kernel block -"]
     );
     assert_eq!((&*explained.verdict, &explained.suggestion), ("allow", &None));
+}
+
+#[test]
+fn the_request_inside_a_decrypted_tunnel_is_judged_too() {
+    let set = load(&[&rules(&[
+        "allow/intercept http.host == 'a.com' && http.path.startsWith('/v1')",
+        "allow dns.query == 'a.com'",
+    ])]);
+    let seen = short(&explain(&set, "https://a.com/v1/x", "93.184.216.34"));
+    assert_eq!(seen[1..5], ["proxy allow r0", "resolution allow r0", "proxy allow r0", "intercept allow r0"]);
+    let explained = explain(&set, "https://a.com/v2", "93.184.216.34");
+    assert_eq!((&*short(&explained)[4], &*explained.verdict), ("intercept block -", "block"));
+    assert_eq!(short(&explain(&set, "https://a.com/v1", "10.0.0.1"))[4], "intercept block r0");
 }
 
 #[test]

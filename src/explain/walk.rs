@@ -16,6 +16,8 @@ use super::{ProxyWay, Question, Resolved};
 const NEAR_MAX: usize = 5;
 /// Addresses that are named in a step.
 const ADDRESSES_SHOWN: usize = 8;
+/// The reason of a tunnel that is decrypted.
+const INTERCEPTED: &str = "intercepted";
 
 /// One walk through the layers.
 pub(super) struct Walk<'q> {
@@ -166,9 +168,10 @@ impl<'q> Walk<'q> {
             ProxyWay::Absent => None,
         };
         let judged = preview.by_addresses((self.rules, &question.peer), own, addresses);
-        let allowed = judged.iter().find(|(_, verdict)| matches!(verdict, PreviewVerdict::Allow { .. }));
+        let allowed = judged.iter().find(|(_, verdict)| parts(verdict).0);
         let shown = judged.iter().take(ADDRESSES_SHOWN).map(|(address, verdict)| match verdict {
             PreviewVerdict::Allow { rule } => format!("{address}: {}", words(true, "rule", rule.as_deref())),
+            PreviewVerdict::Intercept { rule } => format!("{address}: {}", words(true, INTERCEPTED, Some(rule))),
             PreviewVerdict::Block { rule, reason } => format!("{address}: {}", words(false, reason, rule.as_deref())),
         });
         let text = shown.collect::<Vec<_>>().join("; ");
@@ -195,11 +198,33 @@ impl<'q> Walk<'q> {
         let judged = hello.by_addresses((self.rules, &question.peer), None, addresses);
         // The connection is to the first address that the CONNECT was allowed to.
         let allowed = preview.by_addresses((self.rules, &question.peer), None, addresses);
-        let dialled = allowed.iter().position(|(_, verdict)| matches!(verdict, PreviewVerdict::Allow { .. }));
+        let dialled = allowed.iter().position(|(_, verdict)| parts(verdict).0);
         let Some((address, verdict)) = dialled.and_then(|position| judged.get(position)) else { return false };
         let what = "ClientHello (server name as in the CONNECT, TLS 1.3, no ECH)";
-        let address = address.to_string();
-        self.judged("proxy", what, &hello, Some(&address), verdict)
+        let text = address.to_string();
+        let passed = self.judged("proxy", what, &hello, Some(&text), verdict);
+        match (verdict, &question.destination.how) {
+            (PreviewVerdict::Intercept { .. }, How::Https { path }) if passed => self.decrypted(&hello, path, *address),
+            _ => passed,
+        }
+    }
+
+    /// The request inside a tunnel that is decrypted.
+    fn decrypted(&mut self, tunnel: &Preview, path: &str, address: IpAddr) -> bool {
+        let question = self.question;
+        let what = format!("decrypted, {} {}", question.method(), path.split('?').next().unwrap_or(path));
+        match tunnel.inside(question.method(), path) {
+            Ok(inside) => {
+                let judged = inside.by_addresses((self.rules, &question.peer), None, &[address]);
+                let Some((_, verdict)) = judged.first() else { return false };
+                self.judged("intercept", &what, &inside, Some(&address.to_string()), verdict)
+            }
+            Err((code, text)) => {
+                self.out.obstacles.push(Obstacle { reason: code, rule: None });
+                self.step("intercept", false, None, format!("{what}: {text} ({code})"), Vec::new());
+                false
+            }
+        }
     }
 
     /// Past the proxy, to an address that DNS answered with. True when the kernel would let it through.
@@ -346,12 +371,14 @@ fn shown(near: Near) -> ExplainNear {
 fn parts(verdict: &PreviewVerdict) -> (bool, Option<&Arc<Rule>>, &'static str) {
     match verdict {
         PreviewVerdict::Allow { rule } => (true, rule.as_ref(), "rule"),
+        PreviewVerdict::Intercept { rule } => (true, Some(rule), INTERCEPTED),
         PreviewVerdict::Block { rule, reason } => (false, rule.as_ref(), reason),
     }
 }
 
 fn words(passed: bool, reason: &str, rule: Option<&Rule>) -> String {
     match (passed, rule) {
+        (true, Some(rule)) if reason == INTERCEPTED => format!("rule {} has it decrypted", rule.id),
         (true, Some(rule)) => format!("rule {} allows it", rule.id),
         (true, None) => "allowed".to_owned(),
         (false, Some(rule)) if reason == "rule" => format!("rule {} blocks it", rule.id),

@@ -135,6 +135,12 @@ impl Facts {
         if self.scheme == "https" { 443 } else { 80 }
     }
 
+    /// `request`, which came out of this tunnel; only its head is known.
+    pub(super) fn around(&self, request: Facts) -> Self {
+        let (tls, body) = (self.tls.clone(), BodyFacts::Unread);
+        Facts { scheme: "https", tls, body, body_size: None, ..request }
+    }
+
     fn is_connect(&self) -> bool {
         &*self.method == "CONNECT"
     }

@@ -31,6 +31,11 @@ pub enum PreviewVerdict {
         /// The rule that allows it; `None` while it hangs on the address.
         rule: Option<Arc<Rule>>,
     },
+    /// The tunnel opens, and each request inside is judged by itself: see [`Preview::inside`].
+    Intercept {
+        /// The first rule that wants it decrypted.
+        rule: Arc<Rule>,
+    },
     /// It is refused.
     Block {
         /// The rule that refuses it, or allows it but not this way.
@@ -44,8 +49,7 @@ impl From<Verdict> for PreviewVerdict {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Allow { rule } => PreviewVerdict::Allow { rule },
-            // The tunnel opens; what passes in it is judged request by request.
-            Verdict::Intercept { rule } => PreviewVerdict::Allow { rule: Some(rule) },
+            Verdict::Intercept { rule } => PreviewVerdict::Intercept { rule },
             Verdict::Block(refused) => PreviewVerdict::Block { rule: refused.rule, reason: refused.reason },
         }
     }
@@ -73,6 +77,17 @@ impl Preview {
         // No default that a client could leave out: CONNECT always names its port.
         let host = authority.to_host_field(0);
         Self::read(&format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+    }
+
+    /// A request with `method` for `path` inside this tunnel, decrypted. Its body is not known.
+    ///
+    /// # Errors
+    /// As [`Preview::request`].
+    pub fn inside(&self, method: &str, path: &str) -> Result<Self, (&'static str, String)> {
+        let facts = &self.facts;
+        let authority = Authority { host: facts.host.clone(), port: Some(facts.port) };
+        let Preview { facts: request } = Self::request(method, &authority, path)?;
+        Ok(Preview { facts: facts.around(request) })
     }
 
     fn read(text: &str) -> Result<Self, (&'static str, String)> {
@@ -152,6 +167,8 @@ mod tests {
         assert_eq!((&*tunnel.facts.host_text, &*tunnel.facts.method), ("2606::1", "CONNECT"));
         assert_eq!(Preview::request("GET", &authority("a.com"), "/a/../b").unwrap_err().0, "dot_segment");
         assert!(Preview::request("GE T", &authority("a.com"), "/").is_err());
+        let inside = tunnel.with_usual_hello().inside("POST", "/a").unwrap();
+        assert_eq!((&*inside.facts.method, inside.facts.scheme), ("POST", "https"));
         assert!(Preview::request("GET", &authority("a.com"), "/ HTTP/1.1\r\nX: y").is_err());
     }
 }
