@@ -144,7 +144,7 @@ impl Condition {
         walk.part(&self.expression).be_true
     }
 
-    /// True when the condition reads the body.
+    /// True when the condition reads the body or its size.
     pub(super) fn reads_body(&self) -> bool {
         !self.fields.and(BODY).is_empty()
     }

@@ -151,8 +151,8 @@ pub(super) const INNER: FieldSet = FieldSet::of(&[
 /// What a ClientHello fills in, the name in it apart: a rule on `tls.sni` alone would open every CONNECT.
 pub(super) const HELLO: FieldSet = FieldSet::of(&[Field::TlsVersion, Field::TlsAlpn, Field::TlsEch]);
 
-/// The body of a request, unknown until it is read.
-pub(super) const BODY: FieldSet = FieldSet::of(&[Field::HttpBody]);
+/// What is known of a body once it is read; its size before that, unless it comes in chunks.
+pub(super) const BODY: FieldSet = FieldSet::of(&[Field::HttpBody, Field::HttpBodySize]);
 
 /// The address of a destination, unknown until its name is resolved.
 pub(super) const ADDRESS: FieldSet = FieldSet::of(&[Field::NetworkIp]);

@@ -186,6 +186,8 @@ impl RuleSet {
         // A CONNECT is judged before its ClientHello comes, and again with it.
         let inner = if plain.known().contains(Field::TlsEch) { INNER } else { INNER.or(HELLO) };
         let unread = context.http.body == Body::Unread;
+        // What of it is known is not open.
+        let body = BODY.without(plain.known().without(FieldSet::of(&[Field::HttpBody])));
         let mut exposed = None;
         let mut seen = Seen::default();
         let mut decider = None;
@@ -207,7 +209,7 @@ impl RuleSet {
                     if !open_address.is_empty() && condition.reads_address() && condition.could(facts, open_address) {
                         seen.address_decides(rule.action);
                     }
-                    seen.wants_body |= shown && unread && condition.could(facts, BODY.or(open_address));
+                    seen.wants_body |= shown && unread && condition.could(facts, body.or(open_address));
                 }
                 Outcome::Failed(fault) => {
                     if counted {
@@ -500,6 +502,14 @@ mod tests {
         assert_eq!(ask("/c", Body::Unread), (None, true));
         assert_eq!(ask("/c", Body::Read(None)), rule("r3"));
         assert_eq!(ask("/d", Body::Unread), (None, false));
+        // A size that is not known yet comes with the body.
+        let rules = set(&["allow/intercept+body http.body_size > 3 && http.body == 'good'"]);
+        for (size, wants) in [(None, true), (Some(4), true), (Some(2), false)] {
+            let mut question = connect("a.com", Some("1.2.3.4"));
+            let http = Http { method: Some("POST"), body_size: size, body: Body::Unread, ..question.http };
+            question.http = http;
+            assert_eq!(rules.peek(&question).wants_body, wants, "{size:?}");
+        }
     }
 
     #[test]
