@@ -322,3 +322,34 @@ def an_engine_killed_in_the_middle_of_creates_leaves_nothing_half_made(lab):
     check(daemon.api("GET", "/api/v1/health").status == 200)
     check(len(answers) == 8, answers)
     create(lab, daemon, "--name", "after-1", IMAGE)
+
+
+@scenario()
+def containers_trust_the_ca_without_work(lab):
+    """An intercepted host is trusted by the environment alone; the bundle has the system's roots too."""
+    made = sh.run([binary("outcall"), "ca", "init", "--out", lab.path("ca"), "--algorithm", "ecdsa"], check=False)
+    check(made.code == 0, made)
+    daemon = start(lab, [rule("inside", 'http.host == "example.com" && (http.method == "CONNECT" || http.method == "GET")',
+                              egress={"mode": "intercept"})],
+                   flags=["--ca-cert", lab.path("ca/ca-cert.pem"), "--ca-key", lab.path("ca/ca-key.pem"),
+                          "--upstream-ca", lab.internet.authority.root])
+    # The host's curl, by its own loader: the image has none.
+    seen = create(lab, daemon, "--name", "coder-1", "-v", "/usr:/host:ro", IMAGE)
+    mounts = {mount["Destination"]: (mount["Source"], mount["RW"]) for mount in seen["Mounts"]}
+    check(mounts["/etc/outcall/ca"] == (f"{daemon.state_dir}/ca", False), mounts)
+    env = dict(variable.split("=", 1) for variable in seen["Config"]["Env"])
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
+                 "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO", "PIP_CERT", "DENO_CERT"):
+        check(env[name] == "/etc/outcall/ca/bundle.pem", (name, env))
+    bundle = inside(lab, "coder-1", "cat", "/etc/outcall/ca/bundle.pem").text
+    with open(lab.path("ca/ca-cert.pem")) as file:
+        body = file.read().split("-----BEGIN CERTIFICATE-----")[1].split("-----END")[0].replace("\n", "")
+    check(body in bundle.replace("\n", "") and bundle.count("BEGIN CERTIFICATE") > 50, bundle[:200])
+    check("PRIVATE KEY" not in bundle and inside(lab, "coder-1", "ls", "/etc/outcall/ca").text.split() == ["bundle.pem"])
+    libraries = next(path for path in ("/host/lib/x86_64-linux-gnu", "/host/lib/aarch64-linux-gnu", "/host/lib64")
+                     if inside(lab, "coder-1", "test", "-e", f"{path}/libcurl.so.4").code == 0)
+    got = inside(lab, "coder-1", "sh", "-c", f"exec {libraries}/ld-linux-*.so.* --library-path {libraries} "
+                                             "/host/bin/curl -sS -o /dev/null -w '%{http_code}' https://example.com/")
+    check(got.code == 0 and got.text == "200", got)
+    refused = daemon.cli("container", "create", "--name", "bad-1", "-e", "CURL_CA_BUNDLE=/tmp/x", IMAGE)
+    check(refused.code == 1 and "CURL_CA_BUNDLE" in refused.errors, refused)
