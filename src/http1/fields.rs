@@ -27,6 +27,7 @@ impl Fields {
     }
 
     /// Drops every field called `name`.
+    #[cfg(feature = "daemon")] // the proxy's alone
     pub(crate) fn remove(&mut self, name: &str) {
         let text = &self.text;
         self.places

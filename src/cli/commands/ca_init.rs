@@ -108,8 +108,10 @@ fn make_key(algorithm: CaAlgorithm) -> Result<KeyPair, CliError> {
 /// The certificate's contents, and its last day.
 fn params(constrain: &[String]) -> Result<(CertificateParams, String), CliError> {
     let mut random = [0; 20];
-    getrandom::fill(&mut random)
-        .map_err(|error| CliError::Local { what: "no random bytes".to_owned(), source: error.into() })?;
+    getrandom::fill(&mut random).map_err(|error| CliError::Local {
+        what: "no random bytes".to_owned(),
+        source: std::io::Error::other(error),
+    })?;
     let (serial, tag) = random.split_at_mut(16);
     // Positive and never short (RFC 5280 4.1.2.2).
     serial[0] = serial[0] & 0x7f | 0x40;
