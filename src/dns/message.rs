@@ -6,6 +6,7 @@
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::rdata::SOA;
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
 
@@ -22,6 +23,8 @@ const ADDITIONALS_MAX: u16 = 4;
 const OWN_TTL: u32 = 60;
 
 const HEADER: usize = 12;
+/// Option code of an extended error (RFC 8914 2).
+const EXTENDED_ERROR: u16 = 15;
 
 /// How a question came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,23 +186,33 @@ impl Query {
         self.id == earlier.id && self.question == earlier.question
     }
 
+    /// An answer without records, for what was found at `addresses` that rules do not let pass.
+    pub(super) fn filtered(&self, code: ResponseCode, text: &str) -> Option<Vec<u8>> {
+        let mut message = self.response(code);
+        extend(&mut message, Extended::Filtered, text);
+        message.to_vec().ok()
+    }
+
     /// An answer without records.
     pub(super) fn refuse(&self, code: ResponseCode) -> Option<Vec<u8>> {
         self.response(code).to_vec().ok()
     }
 
-    /// "There is no such name", by our own authority.
-    pub(super) fn no_such_name(&self) -> Option<Vec<u8>> {
-        self.own_denial(ResponseCode::NXDomain)
+    /// "There is no such name", by our own authority: `extended` and `text` say why to who understands EDNS0.
+    pub(super) fn no_such_name(&self, extended: Extended, text: &str) -> Option<Vec<u8>> {
+        self.own_denial(ResponseCode::NXDomain, Some((extended, text)))
     }
 
     /// "There is no such record", by our own authority.
     pub(super) fn no_data(&self) -> Option<Vec<u8>> {
-        self.own_denial(ResponseCode::NoError)
+        self.own_denial(ResponseCode::NoError, None)
     }
 
-    fn own_denial(&self, code: ResponseCode) -> Option<Vec<u8>> {
+    fn own_denial(&self, code: ResponseCode, why: Option<(Extended, &str)>) -> Option<Vec<u8>> {
         let mut message = self.response(code);
+        if let Some((extended, text)) = why {
+            extend(&mut message, extended, text);
+        }
         message.metadata.authoritative = true;
         message.authorities.push(own_soa(self.question.name().clone()));
         message.to_vec().ok()
@@ -263,7 +276,25 @@ impl Query {
     }
 }
 
-/// The OPT of every message that we send: our size, no options.
+/// Extended errors (RFC 8914 5.2) of answers that rules deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extended {
+    /// The name is not allowed.
+    Blocked = 15,
+    /// The name is, what was found there is not.
+    Filtered = 17,
+}
+
+/// Adds an extended error to a message that has an OPT; one without is left alone (RFC 6891 6.1.1).
+fn extend(message: &mut Message, extended: Extended, text: &str) {
+    if let Some(edns) = &mut message.edns {
+        let mut data = (extended as u16).to_be_bytes().to_vec();
+        data.extend_from_slice(text.as_bytes());
+        edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR, data));
+    }
+}
+
+/// The OPT of every message that we send: our size, and no options but an extended error.
 pub(super) fn own_edns(dnssec_ok: bool) -> Edns {
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_PAYLOAD).set_dnssec_ok(dnssec_ok);

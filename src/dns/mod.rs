@@ -38,6 +38,15 @@ use crate::daemon::Snapshot;
 use crate::event_loop::Reply;
 use crate::names::HostName;
 
+/// The numbers of the filter and its cache.
+#[derive(Clone, Debug)]
+pub struct DnsMetrics {
+    /// As `GET /dns` gives them.
+    pub status: api::DnsStatus,
+    /// As `GET /dns/cache` gives them.
+    pub cache: api::DnsCacheStats,
+}
+
 /// What the DNS thread is asked to do.
 pub enum DnsCommand {
     /// Work by this snapshot: sockets for its gateways, cache flushed when the rules changed. Acknowledge it to control.
@@ -48,6 +57,8 @@ pub enum DnsCommand {
     Status(Reply<api::DnsStatus>),
     /// `GET /dns/cache`.
     Cache(Reply<api::DnsCache>),
+    /// For `/metrics`: the counters, without the entries.
+    Metrics(Reply<DnsMetrics>),
     /// `POST /dns/cache/flush`: how many entries went.
     Flush(Reply<usize>),
     /// The bridge's answer to a grant that DNS asked for; posted by the reply that went with it.

@@ -217,6 +217,10 @@ impl DnsServer {
                 }
                 DnsCommand::Status(reply) => reply.send(status::status(&self.config, &self.core)),
                 DnsCommand::Cache(reply) => reply.send(status::cache(&self.core.cache, now)),
+                DnsCommand::Metrics(reply) => reply.send(super::DnsMetrics {
+                    status: status::status(&self.config, &self.core),
+                    cache: status::cache_stats(&self.core.cache),
+                }),
                 DnsCommand::Flush(reply) => reply.send(self.core.cache.flush()),
                 DnsCommand::Ping(reply) => reply.send(()),
                 DnsCommand::Stop => {

@@ -33,12 +33,16 @@ pub(super) fn cache(cache: &Cache, now: Instant) -> api::DnsCache {
         cached_at: humantime::format_rfc3339_seconds(wall.checked_sub(age).unwrap_or(wall)).to_string(),
     });
     let entries: Vec<_> = entries.collect();
-    let stats = api::DnsCacheStats {
+    api::DnsCache { stats: cache_stats(cache), entries }
+}
+
+/// The cache's counters alone.
+pub(super) fn cache_stats(cache: &Cache) -> api::DnsCacheStats {
+    api::DnsCacheStats {
         entries: cache.len(),
         max_entries: ENTRIES_MAX,
         hits: cache.hits,
         misses: cache.misses,
         evictions: cache.evictions,
-    };
-    api::DnsCache { stats, entries }
+    }
 }

@@ -9,6 +9,7 @@ use crate::docker_manager::Peer;
 
 use super::{Allowed, Core, Granting, Outcome, Timer};
 use crate::dns::filter::{self, Judgement};
+use crate::dns::message::Extended;
 
 impl Core {
     /// Works by `snapshot` from now on, also for who already waits.
@@ -85,7 +86,8 @@ impl Core {
             }
             Judgement::Block { reason, rule } => {
                 self.close_peer(address);
-                let bytes = allowed.asked.query.no_such_name();
+                let text = super::blocked_text(rule.as_deref());
+                let bytes = allowed.asked.query.no_such_name(Extended::Blocked, &text);
                 self.finish(allowed.asked, &allowed.peer, Outcome::block(reason, rule), bytes);
                 None
             }

@@ -9,7 +9,7 @@ use hickory_proto::rr::{Record, RecordType};
 
 use crate::bridge::Grant;
 use crate::dns::answer::{self, Answer};
-use crate::dns::message::type_text;
+use crate::dns::message::{Extended, type_text};
 use crate::docker_manager::Peer;
 use crate::events::{self, Event, HOST_MAX, Layer, Text, Verdict};
 use crate::names::{HostName, special_purpose};
@@ -21,6 +21,10 @@ use super::{Action, Allowed, Asked, Client, Core, Granting, Outcome, Timer};
 const GRANTS_MAX: usize = 1024;
 /// How long the kernel may take to open direct flows.
 const GRANT_WAIT: Duration = Duration::from_secs(2);
+/// What an extended error says of addresses that are stripped.
+const PRIVATE: &str = "outcall: only private or special-purpose addresses";
+/// What it says of addresses that a rule blocks.
+const FILTERED: &str = "outcall: its addresses are blocked";
 /// Addresses of one answer whose packets are told to belong to it.
 const FLOW_ADDRESSES_MAX: usize = 32;
 /// The least and the longest time of a grant, in seconds (CONTRACT 4).
@@ -33,8 +37,8 @@ impl Core {
         if vetted.none_passed() {
             let Allowed { asked, peer, rule, .. } = allowed;
             let (reason, bytes) = match vetted.refused.is_empty() {
-                true => ("private_address", asked.query.refuse(ResponseCode::ServFail)),
-                false => ("blocked_address", asked.query.no_such_name()),
+                true => ("private_address", asked.query.filtered(ResponseCode::ServFail, PRIVATE)),
+                false => ("blocked_address", asked.query.no_such_name(Extended::Filtered, FILTERED)),
             };
             return self.finish(asked, &peer, Outcome::block(reason, Some(rule)), bytes);
         }

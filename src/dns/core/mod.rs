@@ -34,7 +34,7 @@ use super::answer::Answer;
 use super::cache::{Cache, Key};
 use super::filter::{self, Judgement};
 use super::lookup::Upstreams;
-use super::message::{self, Incoming, Query, Transport};
+use super::message::{self, Extended, Incoming, Query, Transport};
 use super::random::Random;
 use flights::{Flight, Resolution};
 use throttle::Throttle;
@@ -325,7 +325,8 @@ impl Core {
                 if matches!(peer, Peer::Container(_)) {
                     self.throttle.denied(asked.client.peer.ip().to_canonical(), now);
                 }
-                let bytes = asked.query.no_such_name();
+                let text = blocked_text(rule.as_deref());
+                let bytes = asked.query.no_such_name(Extended::Blocked, &text);
                 self.finish(asked, &peer, Outcome::block(reason, rule), bytes);
             }
             Judgement::Empty { rule } => {
@@ -359,5 +360,13 @@ impl Core {
                 self.open.remove(&address);
             }
         }
+    }
+}
+
+/// What an extended error says: the rule's id, which the proxy tells too, or that none allows the name.
+fn blocked_text(rule: Option<&Rule>) -> String {
+    match rule {
+        Some(rule) => format!("outcall: blocked by rule {}", rule.id),
+        None => "outcall: no rule allows this name".to_owned(),
     }
 }

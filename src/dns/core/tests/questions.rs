@@ -1,5 +1,7 @@
 //! Questions and the answers of one asker.
 
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+
 use super::*;
 
 #[test]
@@ -187,6 +189,9 @@ fn edns_is_answered_and_its_size_kept() {
     let message = with_edns(query("no.example.", RecordType::A), 4096, true);
     let denied = reply(&world.ask(&message));
     let edns = denied.edns.as_ref().unwrap();
+    let why = EdnsOption::Unknown(15, [b"\0\x0f".as_slice(), b"outcall: no rule allows this name"].concat());
+    assert_eq!(edns.options().get(EdnsCode::Unknown(15)), Some(&why), "RFC 8914: 15 Blocked");
+    assert!(reply(&world.ask(&query("no.example.", RecordType::A))).edns.is_none(), "none without EDNS0");
     assert_eq!((edns.max_payload(), edns.version(), edns.flags().dnssec_ok), (1232, 0, true));
     let mut future = with_edns(query("www.ok.example.", RecordType::A), 1232, false);
     future.edns.as_mut().unwrap().set_version(1);
