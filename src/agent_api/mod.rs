@@ -28,6 +28,7 @@ mod sessions;
 mod socket;
 mod window;
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ use desk::Desk;
 use identity::Identifier;
 
 pub use links::{AgentApiCommand, AgentApiConfig, AgentApiLinks};
-pub use socket::{AgentSocket, socket_directory};
+pub use socket::{AgentSocket, socket_directory, socket_path};
 
 /// Connections open at once, of all containers.
 const CONNECTIONS: usize = 4096;
@@ -123,8 +124,26 @@ impl AgentApi {
         mailbox: Mailbox<AgentApiCommand>,
         initial: Arc<Snapshot>,
     ) -> Result<Self, StartError> {
+        Self::start_on(None, config, links, poll, mailbox, initial)
+    }
+
+    /// The same, on a socket that the service manager made (`inherited`), if there is one.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_on(
+        inherited: Option<UnixListener>,
+        config: AgentApiConfig,
+        links: AgentApiLinks,
+        poll: Poll,
+        mailbox: Mailbox<AgentApiCommand>,
+        initial: Arc<Snapshot>,
+    ) -> Result<Self, StartError> {
         let identifier = Identifier::new().map_err(StartError::Cgroup)?;
-        let (listener, socket) = AgentSocket::listen(&config.socket).map_err(StartError::Socket)?;
+        let (listener, socket) = match inherited {
+            Some(listener) => (listener, AgentSocket::adopt(&config.socket).map_err(StartError::Socket)?),
+            None => AgentSocket::listen(&config.socket).map_err(StartError::Socket)?,
+        };
         let caps = Caps { connections: CONNECTIONS, per_key: CONNECTIONS_OF_ONE_CONTAINER };
         let server = Server::new(listener, poll.registry(), TOKENS, Limits::default(), caps)
             .map_err(|source| StartError::Register { path: config.socket.clone(), source })?;

@@ -36,6 +36,8 @@ pub enum ControlMessage {
         /// The generation it took.
         generation: u64,
     },
+    /// The watchdog's question is answered: the names of the threads that are stuck.
+    Watched(Vec<&'static str>),
     /// Answered at once by a living thread.
     Ping(Reply<()>),
     /// A subsystem thread ended, cleanly or not.

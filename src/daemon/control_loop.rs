@@ -1,5 +1,6 @@
 //! The main thread after the start: publishes snapshots, hears signals, and notices a subsystem that ended.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -7,9 +8,11 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::Subsystem;
 use super::control::ControlMessage;
+use super::notify::{Notifier, Watchdog};
 use super::publisher::{Publisher, ReaderStuck};
 use super::signals::{Signals, Wish};
 use crate::event_loop::{Address, MAILBOX, Mailbox, Reply};
+use crate::host_api::HostApiCommand;
 use crate::rule_engine::RuleEngineCommand;
 
 const SIGNALS: Token = Token(0);
@@ -30,6 +33,18 @@ pub struct Control {
     signals: Signals,
     publisher: Publisher,
     rule_engine: Address<RuleEngineCommand>,
+    notifier: Arc<Notifier>,
+    watch: Option<Watch>,
+}
+
+/// The watchdog, and whom it asks.
+pub struct Watch {
+    /// When to ask, and when to feed.
+    pub watchdog: Watchdog,
+    /// Asks every thread, its own included.
+    pub host_api: Address<HostApiCommand>,
+    /// Where the answer comes back.
+    pub own: Address<ControlMessage>,
 }
 
 impl Control {
@@ -45,14 +60,28 @@ impl Control {
         rule_engine: Address<RuleEngineCommand>,
     ) -> std::io::Result<Self> {
         poll.registry().register(&mut SourceFd(&signals.raw_fd()), SIGNALS, Interest::READABLE)?;
-        Ok(Control { poll, mailbox, signals, publisher, rule_engine })
+        let notifier = Arc::new(Notifier::from_environment());
+        Ok(Control { poll, mailbox, signals, publisher, rule_engine, notifier, watch: None })
+    }
+
+    /// Feeds the service manager's watchdog while every thread answers.
+    pub fn watch(&mut self, watch: Watch) {
+        self.watch = Some(watch);
+    }
+
+    /// Where the service manager is told things.
+    #[must_use]
+    pub fn notifier(&self) -> Arc<Notifier> {
+        Arc::clone(&self.notifier)
     }
 
     /// Runs until told to stop or until a part dies.
     pub fn run(&mut self) -> Ending {
         let mut events = Events::with_capacity(8);
         loop {
-            let limit = self.publisher.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let watch = self.watch.as_ref().map(|watch| watch.watchdog.deadline());
+            let next = self.publisher.deadline().into_iter().chain(watch).min();
+            let limit = next.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             match self.poll.poll(&mut events, limit) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -70,6 +99,7 @@ impl Control {
             if let Err(stuck) = self.publisher.check(Instant::now()) {
                 return died(stuck);
             }
+            self.ask_threads();
         }
     }
 
@@ -86,6 +116,10 @@ impl Control {
                     self.publisher.acknowledged(subsystem, generation);
                     Ok(())
                 }
+                ControlMessage::Watched(stuck) => {
+                    self.watched(&stuck, now);
+                    Ok(())
+                }
                 ControlMessage::Ping(reply) => {
                     reply.send(());
                     Ok(())
@@ -99,6 +133,28 @@ impl Control {
         None
     }
 
+    fn ask_threads(&mut self) {
+        let Some(Watch { watchdog, host_api, own }) = &mut self.watch else { return };
+        if watchdog.ask(Instant::now()) {
+            let own = own.clone();
+            let reply = Reply::new(move |stuck| {
+                // Lost with a full mailbox: the watchdog is not fed for it, and asks again.
+                let _ = own.send(ControlMessage::Watched(stuck));
+            });
+            // Not delivered is not answered.
+            let _ = host_api.send(HostApiCommand::Health { limit: watchdog.limit(), reply });
+        }
+    }
+
+    fn watched(&mut self, stuck: &[&'static str], now: Instant) {
+        let Some(watch) = &mut self.watch else { return };
+        if watch.watchdog.answered(stuck.is_empty(), now) {
+            self.notifier.feed();
+        } else {
+            tracing::error!(target: "outcalld", stuck = stuck.join(", "), "threads do not answer: the watchdog is not fed");
+        }
+    }
+
     fn signalled(&mut self) -> Option<Ending> {
         while let Some(wish) = self.signals.take() {
             match wish {
@@ -110,13 +166,19 @@ impl Control {
     }
 
     fn reload(&self) {
-        let reply = Reply::new(|outcome: Result<crate::api::Reloaded, Vec<String>>| match outcome {
-            // The rule engine has said it in its own words.
-            Ok(_) => {}
-            Err(errors) => errors.iter().for_each(|error| tracing::error!(target: "rule_engine", "{error}")),
+        self.notifier.reloading();
+        let notifier = self.notifier();
+        let reply = Reply::new(move |outcome: Result<crate::api::Reloaded, Vec<String>>| {
+            // The rule engine has said what was loaded in its own words.
+            if let Err(errors) = outcome {
+                errors.iter().for_each(|error| tracing::error!(target: "rule_engine", "{error}"));
+            }
+            // Old rules or new ones: something serves.
+            notifier.ready();
         });
         if self.rule_engine.send_within(RuleEngineCommand::Reload(reply), Duration::from_secs(1)).is_err() {
             tracing::error!(target: "rule_engine", "the rule engine takes no reload: it is busy with others");
+            self.notifier.ready();
         }
     }
 }

@@ -4,9 +4,11 @@
 
 mod control_loop;
 mod flags;
+mod inherited;
 mod interception;
 mod lock;
 mod logging;
+mod notify;
 mod probe;
 mod publisher;
 mod readiness;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks};
+use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks, socket_path};
 use crate::authority::{self, LeavesCommand, Published};
 use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
 use crate::docker_manager::{DockerCommand, DockerLinks, DockerManager};
 use crate::event_loop::{Address, Mailbox, mailbox};
 use crate::events::{DecisionLog, EventLog, EventSink, EventsCommand, Live};
-use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks};
+use crate::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, MetricsCommand, MetricsServer};
 use crate::proxy::{Listening, Proxy, ProxyCommand, ProxyLinks};
 use crate::rule_engine::{self, RuleEngine, RuleEngineCommand, RuleEngineConfig};
 
@@ -25,9 +25,11 @@ use crate::state::{
 use crate::unix_http;
 
 use super::control::ControlMessage;
-use super::control_loop::{Control, Ending};
+use super::control_loop::{Control, Ending, Watch};
+use super::inherited::Inherited;
 use super::interception::{self, Interception};
 use super::lock::Lock;
+use super::notify::Watchdog;
 use super::publisher::{Publisher, Reader};
 use super::settings::{agent_config, bridge_config, docker_config, interception_config, load_options, proxy_config};
 use super::signals::Signals;
@@ -62,9 +64,12 @@ pub fn run(flags: &Flags) -> ExitCode {
     match start(flags, &mut started) {
         Ok(mut control) => {
             tracing::info!(target: "outcalld", took_ms = millis(begun), "outcalld {} is up", env!("CARGO_PKG_VERSION"));
+            let notifier = control.notifier();
+            notifier.ready();
             // Control is a part like the others: its panic closes too.
             let ending = catch_unwind(AssertUnwindSafe(|| control.run()))
                 .unwrap_or_else(|panic| Ending::Died(format!("control: {}", panic_text(panic.as_ref()))));
+            notifier.stopping();
             finish(flags, started, ending)
         }
         Err(failure) => {
@@ -115,9 +120,20 @@ pub fn check(flags: &Flags) -> ExitCode {
 
 fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> {
     const START: &str = "start";
+    // Before anything else takes a descriptor.
+    let mut inherited = Inherited::take().map_err(|error| StartFailure::new(START, error))?;
+    let host_socket = inherited.socket("host", &flags.socket).map_err(|error| StartFailure::new(START, error))?;
+    let agent_path = socket_path(&flags.agent_socket_host_path);
+    let agent_socket = inherited.socket("agent", &agent_path).map_err(|error| StartFailure::new(START, error))?;
+    inherited.left().for_each(|socket| {
+        tracing::warn!(target: "outcalld", "the service manager passed on a socket that nothing here uses: {socket}");
+    });
+    drop(inherited);
     let signals = Signals::block().map_err(|error| StartFailure::new(START, error))?;
     started.lock = Some(Lock::take().map_err(|error| StartFailure::new(START, error))?);
-    let taken = unix_http::another_answers(&flags.socket).map_err(|error| StartFailure::new(START, error))?;
+    // A socket that was passed on takes connections already, and nobody else's.
+    let taken = host_socket.is_none()
+        && unix_http::another_answers(&flags.socket).map_err(|error| StartFailure::new(START, error))?;
     if taken {
         let socket = flags.socket.display();
         return Err(StartFailure::new(
@@ -126,7 +142,6 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
         ));
     }
     let upstreams = flags.upstreams().map_err(|error| StartFailure::new("dns", error))?;
-    warn_of_what_does_nothing_yet(flags);
 
     let (control_poll, control, control_mailbox) = loop_parts::<ControlMessage>()?;
     let (bridge_poll, to_bridge, bridge_mailbox) = loop_parts::<BridgeCommand>()?;
@@ -138,6 +153,8 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     let (grants_poll, to_grants, grants_mailbox) = loop_parts::<DynamicRulesCommand>()?;
     let (agent_poll, to_agents, agent_mailbox) = loop_parts::<AgentApiCommand>()?;
     let (host_poll, to_host, host_mailbox) = loop_parts::<HostApiCommand>()?;
+    let (metrics_poll, to_metrics, metrics_mailbox) = loop_parts::<MetricsCommand>()?;
+    let metrics_parts = (metrics_poll, to_metrics.clone(), metrics_mailbox);
     let readiness = Readiness::default();
     // Before anything is touched: a pair that must not be used stops the start.
     let intercepting = interception::load(flags)
@@ -313,7 +330,7 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             readiness: readiness.clone(),
             own: to_host.clone(),
         };
-        let api = HostApi::start(config, links, host_poll, host_mailbox, Arc::clone(&first))?;
+        let api = HostApi::start_on(host_socket, config, links, host_poll, host_mailbox, Arc::clone(&first))?;
         publisher.add(reader(Subsystem::HostApi, to_host.clone(), HostApiCommand::Snapshot));
         run_thread(
             started,
@@ -324,6 +341,14 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
         )
     })?;
 
+    if let Some(address) = flags.metrics_addr {
+        step("metrics", &readiness, || {
+            let server = MetricsServer::start(address, flags.subnet_block, to_host.clone(), metrics_parts)?;
+            let stop = tell(to_metrics, || MetricsCommand::Stop);
+            run_thread(started, Subsystem::Metrics, &control, move || server.run(), stop)
+        })?;
+    }
+
     step("agent_api", &readiness, || {
         let links = AgentApiLinks {
             control: control.clone(),
@@ -333,7 +358,14 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
             readiness: readiness.clone(),
             own: to_agents.clone(),
         };
-        let api = AgentApi::start(agent_config(flags), links, agent_poll, agent_mailbox, Arc::clone(&first))?;
+        let api = AgentApi::start_on(
+            agent_socket,
+            agent_config(flags),
+            links,
+            agent_poll,
+            agent_mailbox,
+            Arc::clone(&first),
+        )?;
         publisher.add(reader(Subsystem::AgentApi, to_agents.clone(), AgentApiCommand::Snapshot));
         run_thread(
             started,
@@ -345,8 +377,12 @@ fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> 
     })?;
 
     publisher.add(reader(Subsystem::Bridge, to_bridge, BridgeCommand::Snapshot));
-    Control::new(control_poll, control_mailbox, signals, publisher, to_rules)
-        .map_err(|error| StartFailure::new(START, error))
+    let mut running = Control::new(control_poll, control_mailbox, signals, publisher, to_rules)
+        .map_err(|error| StartFailure::new(START, error))?;
+    if let Some(watchdog) = Watchdog::from_environment(Instant::now()) {
+        running.watch(Watch { watchdog, host_api: to_host, own: control });
+    }
+    Ok(running)
 }
 
 /// Runs one step of the start, logs its duration and tells `/ready`.
@@ -454,12 +490,6 @@ fn finish(flags: &Flags, started: Started, ending: Ending) -> ExitCode {
             // The other threads may be stuck on the one that died: the process ends without waiting for them.
             ExitCode::FAILURE
         }
-    }
-}
-
-fn warn_of_what_does_nothing_yet(flags: &Flags) {
-    if flags.metrics_addr.is_some() {
-        tracing::warn!(target: "outcalld", "--metrics-addr has no effect: this build has no metrics listener");
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Subsystem {
     Events,
     /// The operator API.
     HostApi,
+    /// The metrics over TCP.
+    Metrics,
     /// The agents' API.
     AgentApi,
     /// Rule requests: their file, their checks, their approvals.
@@ -43,6 +45,7 @@ impl Subsystem {
             Subsystem::Leaves => "leaves",
             Subsystem::Events => "events",
             Subsystem::HostApi => "host_api",
+            Subsystem::Metrics => "metrics",
             Subsystem::AgentApi => "agent_api",
             Subsystem::RuleRequests => "rule_requests",
             Subsystem::DynamicRules => "dynamic_rules",

@@ -13,9 +13,10 @@ use crate::unix_http::{Admission, Answer, Handler, Peer, PeerContainer, Request,
 use super::call::{Call, decoded};
 use super::events::Readers;
 use super::links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
+use super::metrics::Scrapes;
 use super::respond::failed;
 use super::ui;
-use super::{bridge, ca, container, dns, dynamic, events, explain, health, network, proxy, requests, rules};
+use super::{bridge, ca, container, dns, dynamic, events, explain, health, metrics, network, proxy, requests, rules};
 
 /// The beginning of every path of this API.
 const PREFIX: &str = "/api/v1";
@@ -55,6 +56,14 @@ pub(super) struct Api {
     waiting: BTreeMap<Ticket, Waiting>,
     /// Those who follow the events.
     pub(super) readers: Readers,
+    /// Scrapes of `/metrics` that wait for their numbers.
+    pub(super) scrapes: Scrapes,
+    /// Rule sets after the first.
+    pub(super) reloads: u64,
+    /// Scrapes that came over TCP and have no connection here.
+    detached: u64,
+    /// Who waits for a health check and has no connection here.
+    pub(super) watchers: BTreeMap<Ticket, Reply<Vec<&'static str>>>,
     refusals: Refusals,
 }
 
@@ -81,11 +90,35 @@ impl Refusals {
 impl Api {
     pub(super) fn new(config: HostApiConfig, links: HostApiLinks, snapshot: Arc<Snapshot>) -> Self {
         let readers = Readers::new(Arc::clone(&links.live));
-        Api { config, links, snapshot, waiting: BTreeMap::new(), readers, refusals: Refusals::default() }
+        Api {
+            config,
+            links,
+            snapshot,
+            waiting: BTreeMap::new(),
+            readers,
+            scrapes: Scrapes::default(),
+            reloads: 0,
+            detached: 0,
+            watchers: BTreeMap::new(),
+            refusals: Refusals::default(),
+        }
     }
 
     pub(super) fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.reloads += u64::from(!Arc::ptr_eq(&self.snapshot.rules, &snapshot.rules));
         self.snapshot = snapshot;
+    }
+
+    /// The metrics for somebody who has no connection here.
+    pub(super) fn metrics(&mut self, reply: Reply<Vec<u8>>) {
+        let ticket = self.detached();
+        metrics::begin(self, ticket, Some(reply));
+    }
+
+    /// A ticket without a connection.
+    pub(super) fn detached(&mut self) -> Ticket {
+        self.detached += 1;
+        Ticket::detached(self.detached)
     }
 
     pub(super) fn control(&self) -> &Address<ControlMessage> {
@@ -96,6 +129,9 @@ impl Api {
     fn route(&self, method: &str, path: &str) -> Option<Route> {
         if ui::has(path) {
             return Some(Route::Get(ui::show));
+        }
+        if path == "/metrics" {
+            return Some(Route::Get(metrics::scrape));
         }
         Some(match path.strip_prefix(PREFIX)? {
             // `allow`, `evaluate` and `test` are ids that a rule may have.
@@ -218,6 +254,9 @@ impl Api {
         }
         let response = health::healthy(asked);
         self.waiting.remove(&ticket);
+        if let Some(watcher) = self.watchers.remove(&ticket) {
+            watcher.send(Vec::new());
+        }
         Some(response)
     }
 
@@ -228,7 +267,7 @@ impl Api {
 
     /// The next moment at which [`Api::overdue`] has something to say.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.values().map(|waiting| waiting.until).min()
+        self.waiting.values().map(|waiting| waiting.until).chain(self.scrapes.next_deadline()).min()
     }
 
     /// The answers of requests that waited too long.
@@ -238,12 +277,15 @@ impl Api {
         }
         let late: Vec<Ticket> =
             self.waiting.iter().filter(|(_, waiting)| waiting.until <= now).map(|(ticket, _)| *ticket).collect();
-        late.into_iter()
-            .filter_map(|ticket| {
-                let waiting = self.waiting.remove(&ticket)?;
-                Some((ticket, too_late(&waiting)))
-            })
-            .collect()
+        let scrapes = metrics::overdue(self, now);
+        let too_late = late.into_iter().filter_map(|ticket| {
+            let waiting = self.waiting.remove(&ticket)?;
+            if let (Some(watcher), On::Pings { out, .. }) = (self.watchers.remove(&ticket), &waiting.on) {
+                watcher.send(out.iter().map(|subsystem| subsystem.name()).collect());
+            }
+            Some((ticket, too_late(&waiting)))
+        });
+        too_late.chain(scrapes).collect()
     }
 }
 
@@ -274,6 +316,7 @@ impl Handler for Api {
     fn gone(&mut self, ticket: Ticket) {
         self.waiting.remove(&ticket);
         self.readers.remove(ticket);
+        self.scrapes.remove(ticket);
     }
 
     fn accept_failed(&mut self, error: &std::io::Error) {

@@ -45,6 +45,10 @@ impl Readers {
         Readers { live, readers: BTreeMap::new(), lost: 0 }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.readers.len()
+    }
+
     pub(super) fn remove(&mut self, ticket: Ticket) {
         self.readers.remove(&ticket);
         self.live.set_readers(self.readers.len());

@@ -27,6 +27,17 @@ const PING_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
     call.query([])?;
+    Ok(ask(api, call.ticket, PING_LIMIT))
+}
+
+/// The same question for somebody who has no connection here.
+pub(super) fn begin(api: &mut Api, limit: Duration, reply: Reply<Vec<&'static str>>) {
+    let ticket = api.detached();
+    api.watchers.insert(ticket, reply);
+    ask(api, ticket, limit);
+}
+
+fn ask(api: &mut Api, ticket: Ticket, limit: Duration) -> Answer {
     let mut asked = BTreeSet::from([
         Subsystem::Control,
         Subsystem::Bridge,
@@ -36,7 +47,7 @@ pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
         Subsystem::Events,
         Subsystem::AgentApi,
     ]);
-    let (ticket, links) = (call.ticket, &api.links);
+    let links = &api.links;
     let own = &links.own;
     // A ping that cannot be delivered stays out, and so is named when the time is over.
     ping(own, ticket, Subsystem::Control, &links.control, ControlMessage::Ping);
@@ -56,7 +67,7 @@ pub(super) fn health(api: &mut Api, call: Call) -> Result<Answer, Response> {
         asked.insert(Subsystem::Leaves);
         let _ = leaves.try_send(LeavesCommand::Ping(alive(own, ticket, Subsystem::Leaves)));
     }
-    Ok(api.wait_for_pings(ticket, asked.clone(), asked, PING_LIMIT))
+    api.wait_for_pings(ticket, asked.clone(), asked, limit)
 }
 
 fn ping<C>(

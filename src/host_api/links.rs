@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
@@ -18,6 +19,8 @@ use crate::proxy::{Listening, ProxyCommand};
 use crate::rule_engine::RuleEngineCommand;
 use crate::state::{DynamicRulesCommand, RequestsCommand};
 use crate::unix_http::{Response, Ticket};
+
+use super::metrics::Part;
 
 /// The operator API's settings.
 #[derive(Clone, Debug)]
@@ -72,6 +75,17 @@ pub enum HostApiCommand {
     Answer(Ticket, Late),
     /// Events for those who follow.
     Events(Batch),
+    /// An owner's numbers for the scrape that holds this ticket.
+    Part(Ticket, Part),
+    /// The text of `/metrics`, for the thread that serves it over TCP.
+    Metrics(Reply<Vec<u8>>),
+    /// Which threads do not answer within `limit`: for the watchdog.
+    Health {
+        /// How long they have.
+        limit: Duration,
+        /// Their names; none: every thread answers.
+        reply: Reply<Vec<&'static str>>,
+    },
     /// A subsystem answered the health check that holds this ticket.
     Alive(Ticket, Subsystem),
     /// Answered at once by a living thread.

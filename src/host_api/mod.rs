@@ -13,6 +13,7 @@
 //! | `respond` | the envelope |
 //! | `bridge` `container` `dns` `dynamic` `explain` `health` `network` `proxy` `requests` `rules` | one resource each |
 //! | `events` | the events' readers |
+//! | `metrics` `metrics_text` `metrics_server` | asking for the numbers, writing them, serving them over TCP |
 
 mod api;
 mod bridge;
@@ -25,6 +26,9 @@ mod events;
 mod explain;
 mod health;
 mod links;
+mod metrics;
+mod metrics_server;
+mod metrics_text;
 mod network;
 mod proxy;
 mod requests;
@@ -32,6 +36,7 @@ mod respond;
 mod rules;
 mod ui;
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +51,8 @@ use crate::unix_http::{Caps, Limits, Server, SocketError, SocketFile, Tokens};
 use api::Api;
 
 pub use links::{HostApiCommand, HostApiConfig, HostApiLinks, Late};
+pub use metrics::Part;
+pub use metrics_server::{MetricsCommand, MetricsServer};
 
 /// Mode of the operator socket: its owner and the group.
 const SOCKET_MODE: u32 = 0o660;
@@ -122,8 +129,27 @@ impl HostApi {
         mailbox: Mailbox<HostApiCommand>,
         snapshot: Arc<Snapshot>,
     ) -> Result<Self, StartError> {
-        let (listener, file, warning) =
-            SocketFile::listen(&config.socket, SOCKET_MODE, Some(SOCKET_GROUP)).map_err(StartError::Socket)?;
+        Self::start_on(None, config, links, poll, mailbox, snapshot)
+    }
+
+    /// The same, on a socket that the service manager made (`inherited`), if there is one: its mode and owner are the
+    /// manager's.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_on(
+        inherited: Option<UnixListener>,
+        config: HostApiConfig,
+        links: HostApiLinks,
+        poll: Poll,
+        mailbox: Mailbox<HostApiCommand>,
+        snapshot: Arc<Snapshot>,
+    ) -> Result<Self, StartError> {
+        let (listener, file, warning) = match inherited {
+            Some(listener) => SocketFile::adopt(&config.socket).map(|file| (listener, file, None)),
+            None => SocketFile::listen(&config.socket, SOCKET_MODE, Some(SOCKET_GROUP)),
+        }
+        .map_err(StartError::Socket)?;
         if let Some(warning) = warning {
             tracing::warn!(target: "host_api", "{warning}");
             links.readiness.warn("host_api.group", Some(warning));
@@ -199,6 +225,13 @@ impl HostApi {
                     }
                 }
             }
+            HostApiCommand::Part(ticket, part) => {
+                if let Some(response) = metrics::took(&mut self.api, ticket, part) {
+                    self.server.answer(ticket, &response, &mut self.api, now);
+                }
+            }
+            HostApiCommand::Metrics(reply) => self.api.metrics(reply),
+            HostApiCommand::Health { limit, reply } => health::begin(&mut self.api, limit, reply),
             HostApiCommand::Alive(ticket, subsystem) => {
                 if let Some(response) = self.api.alive(ticket, subsystem) {
                     self.server.answer(ticket, &response, &mut self.api, now);

@@ -91,7 +91,7 @@ impl Response {
 }
 
 /// The reason phrase of the statuses that the daemon uses (RFC 9110 15).
-pub(super) fn reason(status: u16) -> &'static str {
+pub(crate) fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         201 => "Created",

@@ -19,6 +19,7 @@ mod server;
 mod socket;
 
 pub use connection::Limits;
+pub(crate) use message::reason;
 pub use message::{Body, Request, Response, Ticket};
 pub use peer::{Peer, PeerContainer, container_of_peer, own_container};
 pub use server::{Admission, Answer, Caps, Fed, Handler, Server, Tokens};

@@ -84,6 +84,8 @@ pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Somebody else made it, and removes it.
+    foreign: bool,
     _lock: Lock,
 }
 
@@ -133,12 +135,27 @@ impl SocketFile {
         bind(fd.as_raw_fd(), &address).map_err(|errno| system("bind", errno.into()))?;
         // Nobody can connect before listen(2), so mode and group are right from the first moment.
         let made = fs::symlink_metadata(path).map_err(|error| system("look at", error))?;
-        let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino(), _lock: lock };
+        let file =
+            SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino(), foreign: false, _lock: lock };
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| system("set the mode of", error))?;
         let warning = give_to_group(path, group);
         let backlog = Backlog::new(BACKLOG).map_err(|errno| system("listen on", errno.into()))?;
         listen(&fd, backlog).map_err(|errno| system("listen on", errno.into()))?;
         Ok((UnixListener::from(fd), file, warning))
+    }
+
+    /// The file of a socket that the service manager made, bound and listens on: it stays when this is dropped.
+    ///
+    /// # Errors
+    /// [`SocketError`]: also when another daemon holds it.
+    pub fn adopt(path: &Path) -> Result<SocketFile, SocketError> {
+        let lock = Lock::take(path)?;
+        let made = fs::symlink_metadata(path).map_err(|source| SocketError::System {
+            operation: "look at",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino(), foreign: true, _lock: lock })
     }
 
     /// Where it is.
@@ -152,7 +169,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours =
             fs::symlink_metadata(&self.path).is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
-        if ours {
+        if ours && !self.foreign {
             // A file that cannot be removed is found stale by the next start.
             let _ = fs::remove_file(&self.path);
         }
