@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// After a failed write, how long the disk is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Between two errors in the log: on a nearly full disk every other line has room.
+const SAID_EVERY: Duration = Duration::from_secs(600);
 
 /// The log file and its rotated predecessors `decisions.jsonl.1`, `.2`, …
 pub struct DecisionLog {
@@ -17,6 +19,7 @@ pub struct DecisionLog {
     file: Option<File>,
     written: u64,
     failing_until: Option<Instant>,
+    said: Option<Instant>,
     lost: u64,
 }
 
@@ -34,6 +37,7 @@ impl DecisionLog {
             file: None,
             written: 0,
             failing_until: None,
+            said: None,
             lost: 0,
         }
     }
@@ -53,7 +57,8 @@ impl DecisionLog {
             Err(error) => {
                 self.lost += count;
                 self.file = None;
-                if self.failing_until.is_none() {
+                if self.failing_until.is_none() && self.said.is_none_or(|said| now >= said + SAID_EVERY) {
+                    self.said = Some(now);
                     tracing::error!(target: "outcalld", "cannot write {}: {error}; decisions are enforced but not \
                         kept until it can be written again", self.path.display());
                 }

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
+import threading
 
 from daemon import UnixConnection
 from harness import *
@@ -72,11 +75,11 @@ def a_dropped_packet_belongs_to_the_answer_that_gave_its_address(lab):
 
 @scenario()
 def stalled_readers_and_a_full_disk_cost_no_decision(lab):
-    state = lab.path("small")
-    os.makedirs(state)
-    subprocess.run([*lab.space.enter(), "mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", state], check=True)
+    daemon = lab.daemon(allow("a.example.com"), start=False)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", daemon.state_dir]
+    subprocess.run([*lab.space.enter(), *mount], check=True)
     try:
-        daemon = lab.daemon(allow("a.example.com"), flags=["--state-dir", state])
+        daemon.start()
         client = lab.client()
         readers = [stalled(daemon) for _ in range(10)]
         follower = UnixConnection(daemon.socket)
@@ -97,7 +100,7 @@ def stalled_readers_and_a_full_disk_cost_no_decision(lab):
             connection.close()
         daemon.stop()
     finally:
-        subprocess.run([*lab.space.enter(), "umount", state], check=False)
+        subprocess.run([*lab.space.enter(), "umount", "-l", daemon.state_dir], check=False)
 
 
 @scenario()
@@ -121,3 +124,84 @@ def a_refused_metrics_address_stops_the_start(lab):
     daemon.start(wait=False)
     code, text = daemon.runs_out()
     check(code == 1 and "the containers' networks" in text, (code, text[-500:]))
+
+
+# Gets two listening sockets over a Unix socket and becomes the daemon with them, as a service manager starts it.
+ACTIVATE = '''
+import os, socket, sys
+manager = socket.socket(socket.AF_UNIX); manager.connect(sys.argv[1])
+message, sockets, _, _ = socket.recv_fds(manager, 16, 2)
+for want, have in zip((13, 14), sockets):
+    os.dup2(have, want)
+for want, have in zip((3, 4), (13, 14)):
+    os.dup2(have, want, inheritable=True)
+os.closerange(5, 64)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="host:agent")
+os.execvp(sys.argv[2], sys.argv[2:])
+'''
+
+
+def listening(path, mode):
+    """A Unix socket as systemd makes it."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(path)
+    os.chmod(path, mode)
+    made.listen(64)
+    return made
+
+
+@scenario()
+def systemd_is_told_and_its_sockets_outlive_a_restart(lab):
+    told_path, manager_path = lab.path("notify"), lab.path("manager")
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(told_path)
+    told.settimeout(20)
+    daemon = lab.daemon(start=False, env={"NOTIFY_SOCKET": told_path, "WATCHDOG_USEC": "1000000"},
+                        wrapper=["/usr/bin/python3", "-c", ACTIVATE, manager_path])
+    flag = f"{daemon.directory}/agent/agent.sock"
+    inner = f"{daemon.directory}/agent/agent/agent.sock"
+    sockets = [listening(daemon.socket, 0o660), listening(inner, 0o666)]
+    manager = listening(manager_path, 0o600)
+
+    def hand_over():
+        while True:
+            try:
+                connection, _ = manager.accept()
+            except OSError:
+                return
+            socket.send_fds(connection, [b"x"], [each.fileno() for each in sockets])
+
+    threading.Thread(target=hand_over, daemon=True).start()
+
+    def hear(word):
+        while True:
+            lines = told.recv(4096).decode().splitlines()
+            if word in lines:
+                return lines
+
+    def inode(path):
+        return os.stat(path).st_ino
+
+    was = inode(daemon.socket), inode(inner)
+    daemon.start()
+    hear("READY=1")
+    hear("WATCHDOG=1")
+    hear("WATCHDOG=1")
+    check(inode(flag) == inode(inner))
+    daemon.send(signal.SIGHUP)
+    check(any(line.startswith("MONOTONIC_USEC=") for line in hear("RELOADING=1")))
+    hear("READY=1")
+    daemon.stop()
+    hear("STOPPING=1")
+    check((inode(daemon.socket), inode(inner)) == was and inode(flag) == was[1])
+
+    # A client that comes meanwhile waits, and is served by the next daemon.
+    early = UnixConnection(daemon.socket, timeout=30)
+    early.request("GET", "/api/v1/health")
+    daemon.start(wait=False)
+    check(early.getresponse().status in (200, 503))
+    daemon.wait_ready()
+    check(inode(flag) == was[1])
+    for each in (*sockets, manager, told):
+        each.close()
