@@ -165,6 +165,8 @@ pub(super) struct Containers {
     /// When half-made containers are looked for next, and the wait after that.
     sweep: Option<Instant>,
     sweep_wait: Duration,
+    /// A create hung: what it asked for may still come, so one sweep is not enough.
+    sweep_again: bool,
     sweeping: bool,
 }
 
@@ -188,6 +190,7 @@ impl Containers {
             pulling: 0,
             sweep: None,
             sweep_wait: SWEEP_WAITS.0,
+            sweep_again: false,
             sweeping: false,
         }
     }
@@ -221,6 +224,7 @@ impl Containers {
             Finished::Command { left_over } => {
                 self.running = self.running.saturating_sub(1);
                 if left_over {
+                    self.sweep_again = true;
                     self.sweep_wait = SWEEP_WAITS.0;
                     self.sweep = Some(now + self.sweep_wait);
                 }
@@ -228,9 +232,10 @@ impl Containers {
             Finished::Pull => self.pulling = self.pulling.saturating_sub(1),
             Finished::Sweep { done } => {
                 self.sweeping = false;
-                // Once more after a create that hung, at growing intervals, until the longest has passed.
+                // After a create that hung at growing intervals, until the longest has passed.
                 self.sweep_wait = (self.sweep_wait * 2).min(SWEEP_WAITS.1);
-                if !done || self.sweep_wait < SWEEP_WAITS.1 {
+                self.sweep_again &= self.sweep_wait < SWEEP_WAITS.1;
+                if !done || self.sweep_again {
                     let next = now + self.sweep_wait;
                     self.sweep = Some(self.sweep.map_or(next, |due| due.min(next)));
                 }
