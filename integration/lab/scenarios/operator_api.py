@@ -41,8 +41,8 @@ def health_asks_every_thread(lab):
     for task in os.listdir(f"/proc/{daemon.process.pid}/task"):
         with open(f"/proc/{daemon.process.pid}/task/{task}/comm") as file:
             threads.add(file.read().strip())
-    # They wait on Docker's stream, on what agents submit, on the disk: operator-api.md says so.
-    asked = threads - {"docker_events", "rule_requests", "dynamic_rules"}
+    # They wait on Docker, on what agents submit, on the disk: operator-api.md says so.
+    asked = threads - {"docker_events", "docker_contain", "rule_requests", "dynamic_rules"}
     health = daemon.api("GET", "/api/v1/health")
     check(health.status == 200 and set(health.data["subsystems"]) == asked, (asked, health))
 
