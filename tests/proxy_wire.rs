@@ -53,6 +53,30 @@ fn a_denied_request_is_told_why_and_asks_no_resolver() {
 }
 
 #[test]
+fn a_refusal_is_json_for_who_asks_for_it() {
+    let proxy = running(&["no-bad block http.host == 'bad.example' && http.path != '/x'", OK[0]]);
+    let mut client = proxy.client();
+    let ask = |host: &str, accept: &str| {
+        format!("GET http://{host}/secret HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\n\r\n")
+    };
+    for (host, rule, reason) in
+        [("bad.example", "no-bad", "proxy: rule no-bad"), ("unknown.example", "default", "proxy: no rule allows it")]
+    {
+        client.send(ask(host, "text/html, application/json;q=0.5"));
+        let seen = client.response();
+        assert_eq!((seen.status, seen.field("Content-Type")), (403, Some("application/json")));
+        assert_eq!(seen.field("X-Outcall-Block-Reason"), Some(rule));
+        let body: serde_json::Value = serde_json::from_str(&seen.text()).unwrap();
+        let expected = serde_json::json!({"error":"blocked by outcall","host":host,"reason":reason,"rule":rule});
+        assert_eq!(body, expected);
+        client.send(ask(host, "*/*"));
+        let seen = client.response();
+        assert_eq!((seen.status, seen.field("Content-Type")), (403, Some("text/plain")));
+        assert!(seen.text().starts_with("Blocked by outcall: "));
+    }
+}
+
+#[test]
 fn every_second_request_of_a_kept_connection_is_denied() {
     let (proxy, origin) =
         (running(&["get allow http.host == 'ok.example' && http.path.startsWith('/ok')"]), Origin::echo());

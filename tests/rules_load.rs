@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use outcall::rule_engine::{
-    Context, Dns, Guard, Interception, LoadOptions, Loaded, RuleSet, Source, check_report, load, load_sources,
+    Context, Dns, Guard, Interception, LoadOptions, Loaded, RuleSet, Source, check, load, load_sources,
 };
 
 fn options() -> LoadOptions {
@@ -347,10 +347,13 @@ fn a_check_reports_what_a_start_would_say() {
         "a.yaml",
         "version: \"1\"\ndefinitions:\n  x: 'true'\nrules:\n  - {id: a, action: allow, condition: 'true'}\n",
     );
-    let (report, good) = check_report(&directory.0, &options());
-    assert!(good);
+    let checked = check(&directory.0, &options());
+    assert!(checked.valid);
+    let report = checked.report.join("\n");
     assert!(report.contains("warning: a.yaml:3: ") && report.contains("ok: 1 rules (1 allow, 0 block)"), "{report}");
+    assert_eq!((checked.findings[0].line, checked.findings[0].level.as_str()), (Some(3), "warning"));
     directory.write("b.yaml", "version: \"1\"\nrules:\n  - {id: a, action: allow, condition: 'true'}\n");
-    let (report, good) = check_report(&directory.0, &options());
-    assert!(!good && report.contains("error: b.yaml:3: rule a: "), "{report}");
+    let checked = check(&directory.0, &options());
+    assert!(!checked.valid && checked.report[0].starts_with("error: b.yaml:3: rule a: "), "{checked:?}");
+    assert_eq!(checked.findings[0].rule.as_deref(), Some("a"));
 }

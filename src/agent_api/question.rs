@@ -15,6 +15,8 @@ use crate::rule_engine::{Action, Agent, Context, Http, Network, Rule, RuleSet, R
 const TARGET_MAX: usize = 8 * 1024;
 /// Bytes of a method; the longest registered one has 17 (RFC 9110 16.1, IANA).
 const METHOD_MAX: usize = 32;
+/// The layer that reasons name, as events do: what is refused here was refused by nothing else yet.
+const LAYER: &str = "agent_api";
 /// `run.tool` of a network call and of a file access.
 const NETWORK_TOOL: &str = "network_call";
 const FILE_TOOL: &str = "file";
@@ -114,20 +116,22 @@ impl Question {
                 verdict: PermissionVerdict {
                     allowed: true,
                     matched_rule: Some(rule.id.to_string()),
-                    reason: format!("rule {} allows it", rule.id),
+                    reason: format!("rule {} allows it ({LAYER})", rule.id),
                 },
                 rule: Some(rule),
                 code: "rule",
             },
             (Action::Block, Some(rule)) => {
-                let reason = format!("rule {} blocks it", rule.id);
+                let reason = format!("rule {} blocks it ({LAYER})", rule.id);
                 denied(Some(rule), "rule", reason)
             }
-            (_, None) if decision.wants_address => {
-                denied(None, "default", "no rule allows it by its name alone; one depends on the address".to_owned())
-            }
+            (_, None) if decision.wants_address => denied(
+                None,
+                "default",
+                format!("no rule allows it by its name alone; one depends on the address ({LAYER})"),
+            ),
             // An allow without a rule does not exist; if it did, it would be none.
-            (_, None) => denied(None, "default", "no rule allows it".to_owned()),
+            (_, None) => denied(None, "default", format!("no rule allows it ({LAYER})")),
         }
     }
 

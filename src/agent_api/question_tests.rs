@@ -121,7 +121,10 @@ fn a_target_is_a_line_of_text() {
 fn reasons_name_the_rule_and_nothing_of_it() {
     let question = Question::read(check(json!({"action_type": "tool_exec", "target": "x"}))).unwrap();
     let answered = question.ask(&endpoint("c", 1, 1), &RuleSet::block_all());
-    assert_eq!((answered.verdict.reason.as_str(), answered.verdict.matched_rule), ("no rule allows it", None));
+    assert_eq!(
+        (answered.verdict.reason.as_str(), answered.verdict.matched_rule),
+        ("no rule allows it (agent_api)", None)
+    );
     let slow = timed_out();
     assert!(!slow.verdict.allowed && slow.code == "evaluation_timeout");
 }

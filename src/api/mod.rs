@@ -41,8 +41,8 @@ pub use requests::{
     PendingRuleRequest, RuleRequestApprove, RuleRequestApproved, RuleRequestReject, RuleRequestRejected,
 };
 pub use rules::{
-    ActiveRule, EgressView, EvaluateRequest, Evaluated, Reloaded, RuleAllow, RuleDetail, RuleSummary, RuleTest,
-    RuleTested, RulesFlushed,
+    ActiveRule, EgressView, EvaluateRequest, Evaluated, Reloaded, RuleAllow, RuleDetail, RuleFinding, RuleSummary,
+    RuleTest, RuleTested, RulesChecked, RulesFlushed,
 };
 
 use serde::{Deserialize, Serialize};

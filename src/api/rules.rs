@@ -53,6 +53,54 @@ pub struct Reloaded {
     pub warnings: Vec<String>,
 }
 
+/// Something that is wrong with rule files, or not as it seems.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleFinding {
+    /// `error`: it does not load; `warning`: said at each load; `lint`: said by a check.
+    pub level: String,
+    /// The file's name; `null` when it is about the directory.
+    pub file: Option<String>,
+    /// From 1.
+    pub line: Option<usize>,
+    /// The rule's id.
+    pub rule: Option<String>,
+    /// What is wrong.
+    pub what: String,
+    /// What to write instead, where `what` does not say.
+    pub instead: Option<String>,
+}
+
+impl std::fmt::Display for RuleFinding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{file}")?;
+            if let Some(line) = self.line {
+                write!(f, ":{line}")?;
+            }
+            f.write_str(": ")?;
+        }
+        if let Some(rule) = &self.rule {
+            write!(f, "rule {rule}: ")?;
+        }
+        f.write_str(&self.what)?;
+        match &self.instead {
+            Some(instead) => write!(f, "; write {instead}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `outcall rules check --json`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesChecked {
+    /// Whether they load.
+    pub valid: bool,
+    /// What was found, errors first.
+    pub findings: Vec<RuleFinding>,
+    /// The same for people, one line each.
+    pub report: Vec<String>,
+}
+
 /// `POST /rule/evaluate`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

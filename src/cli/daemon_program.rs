@@ -5,20 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde::Serialize;
-
 use super::CliError;
+use crate::api::RulesChecked;
 
 const DAEMON: &str = "outcalld";
-
-/// What the loader said about a directory of rules.
-#[derive(Serialize)]
-pub(super) struct Checked {
-    /// Whether a start would take them.
-    pub(super) valid: bool,
-    /// The report, by lines.
-    pub(super) report: Vec<String>,
-}
 
 /// The `outcalld` beside this program, else the one that PATH finds.
 pub(super) fn path() -> PathBuf {
@@ -31,10 +21,10 @@ pub(super) fn path() -> PathBuf {
 
 /// Runs the daemon's own loader over `directory`, so that what is checked here is what a start would do. `ca` are flags
 /// that a start would have too.
-pub(super) fn check_rules(directory: &Path, ca: &[(&str, &Option<PathBuf>)]) -> Result<Checked, CliError> {
+pub(super) fn check_rules(directory: &Path, ca: &[(&str, &Option<PathBuf>)]) -> Result<RulesChecked, CliError> {
     let daemon = path();
     let mut command = Command::new(&daemon);
-    command.args(["--check", "--rules-dir"]).arg(directory).stdin(Stdio::null());
+    command.args(["--check", "--check-json", "--rules-dir"]).arg(directory).stdin(Stdio::null());
     for (flag, path) in ca {
         if let Some(path) = path {
             command.arg(flag).arg(path);
@@ -44,15 +34,9 @@ pub(super) fn check_rules(directory: &Path, ca: &[(&str, &Option<PathBuf>)]) -> 
         what: format!("{DAEMON}, which checks the rules, cannot be run as {}", daemon.display()),
         source,
     })?;
-    let report: Vec<String> = [&ran.stdout, &ran.stderr]
-        .into_iter()
-        .flat_map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect::<Vec<_>>())
-        .collect();
-    match ran.status.code() {
-        Some(0 | 1) => Ok(Checked { valid: ran.status.success(), report }),
-        _ => {
-            let said = report.join("\n");
-            Err(CliError::Unsuccessful(format!("{} --check did not finish: {}\n{said}", daemon.display(), ran.status)))
-        }
-    }
+    serde_json::from_slice(&ran.stdout).map_err(|_| {
+        let said = String::from_utf8_lossy(&ran.stderr);
+        let text = format!("{} --check did not finish: {}\n{}", daemon.display(), ran.status, said.trim_end());
+        CliError::Unsuccessful(text)
+    })
 }

@@ -111,6 +111,9 @@ pub struct Flags {
     /// Load and check the rules as a start would, print the report, exit 0 or 1.
     #[arg(long)]
     pub check: bool,
+    /// With `--check`: the report as JSON, for `outcall rules check`.
+    #[arg(long, hide = true, requires = "check")]
+    pub check_json: bool,
 }
 
 /// What a stop leaves behind.

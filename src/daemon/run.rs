@@ -113,9 +113,19 @@ pub fn check(flags: &Flags) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (report, good) = rule_engine::check_report(&flags.rules_dir, &load_options(flags, ca));
-    print!("{report}");
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let checked = rule_engine::check(&flags.rules_dir, &load_options(flags, ca));
+    if flags.check_json {
+        match serde_json::to_string(&checked) {
+            Ok(json) => println!("{json}"),
+            Err(error) => {
+                eprintln!("error: the report cannot be written as JSON: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    } else {
+        checked.report.iter().for_each(|line| println!("{line}"));
+    }
+    if checked.valid { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn start(flags: &Flags, started: &mut Started) -> Result<Control, StartFailure> {

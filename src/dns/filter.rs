@@ -3,6 +3,7 @@
 //! Owns: what makes a question blocked, allowed or empty. Does not own: the rules (`rule_engine`), the addresses of the
 //! answer, which are judged when there is one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::rr::RecordType;
@@ -13,6 +14,7 @@ use crate::rule_engine::{Action, Context, Decision, Dns, Rule, RuleSet};
 
 use super::cache::Key;
 use super::message::{Query, type_text};
+use super::vetted::Vetted;
 
 /// What becomes of a question.
 pub(super) enum Judgement {
@@ -78,6 +80,13 @@ impl NameQuestion<'_> {
     pub fn with_context<T>(&self, use_it: impl FnOnce(&Context<'_>) -> T) -> T {
         let dns = Dns { query: Some(self.name.as_str()), record_type: Some(self.record_type) };
         use_it(&Context { agent: self.peer.agent(), dns, ..Context::default() })
+    }
+
+    /// Why the asker is told none of the `addresses` that the answer has, if so; `rule` allows the question.
+    #[must_use]
+    pub fn strips_all(&self, rules: &RuleSet, rule: &Rule, addresses: &[IpAddr]) -> Option<&'static str> {
+        let vetted = Vetted::of((rules, rule), self.peer, self.name, addresses);
+        vetted.none_passed().then(|| vetted.reason())
     }
 
     /// Judges it; `decide` is how the rules are asked, counted or not.

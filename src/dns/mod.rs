@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `message` | questions in, answers out, on the side of the clients |
-//! | `filter` | the judgement of one question |
+//! | `filter`, `vetted` | the judgement of one question, and of the addresses of its answer |
 //! | `core` | the filter without its sockets: who waits for what, and all limits |
 //! | `cache` | what upstream said, for its time |
 //! | `lookup`, `answer`, `random` | one question to the upstreams, and what their messages are reduced to |
@@ -24,6 +24,7 @@ mod random;
 mod server;
 mod status;
 mod streams;
+mod vetted;
 
 pub use config::{DnsConfig, DnsLinks, StartError};
 pub use filter::{NameQuestion, NameVerdict};

@@ -77,14 +77,20 @@ impl<'q> Walk<'q> {
     fn dns(&mut self) -> Option<NameVerdict> {
         let Host::Name(name) = &self.question.destination.authority.host else { return None };
         let question = NameQuestion { name, record_type: "A", peer: &self.question.peer };
-        let verdict = question.judge(|context| self.rules.peek(context));
+        let mut verdict = question.judge(|context| self.rules.peek(context));
+        self.out.resolves |= matches!(verdict, NameVerdict::Allow { .. });
+        // The answer is judged once more by the addresses in it.
+        if let (NameVerdict::Allow { rule }, Some(Ok(addresses))) = (&verdict, self.resolved)
+            && let Some(reason) = question.strips_all(self.rules, rule, addresses)
+        {
+            verdict = NameVerdict::Block { reason, rule: Some(Arc::clone(rule)) };
+        }
         let (allowed, rule, reason) = match &verdict {
             NameVerdict::Allow { rule } => (true, Some(rule), "rule"),
             NameVerdict::Block { reason, rule } => (false, rule.as_ref(), *reason),
         };
         let text = format!("question for A of {name}: {}", words(allowed, reason, rule.map(|rule| &**rule)));
         let near = question.with_context(|context| self.near(context, rule, reason));
-        self.out.resolves |= allowed;
         self.step("dns", allowed, rule, text, near);
         Some(verdict)
     }

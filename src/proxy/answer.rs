@@ -1,8 +1,9 @@
 //! The proxy's own responses.
 
-use crate::http1::Version;
+use crate::http1::{RequestHead, Version};
 
 use super::judge::Refused;
+use super::session::Request;
 
 /// Why something was refused, in words: a refusal's code and the id of its rule.
 #[must_use]
@@ -30,8 +31,27 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// The refusal of `request`, in the form that its client asks for. It names the rule and never what is in it.
+    pub(super) fn refusal(refused: &Refused, request: &Request) -> Self {
+        let facts = &request.facts;
+        let text = Self::blocked(refused, &format!("{} {}:{}", facts.method, facts.host_text, facts.port));
+        if !wants_json(&request.head) {
+            return text;
+        }
+        let decrypted = facts.scheme == "https" && &*facts.method != "CONNECT";
+        let layer = if decrypted { "intercept" } else { "proxy" };
+        let why = why(refused.reason, refused.rule.as_ref().map(|rule| &*rule.id));
+        let body = serde_json::json!({
+            "error": "blocked by outcall",
+            "reason": format!("{layer}: {why}"),
+            "rule": text.block_reason.as_deref(),
+            "host": &*facts.host_text,
+        });
+        Answer { content_type: "application/json", body: format!("{body}\n"), ..text }
+    }
+
     /// A refusal by policy. `what` is what was asked for: a host and port, never a path.
-    pub(super) fn blocked(refused: &Refused, what: &str) -> Self {
+    fn blocked(refused: &Refused, what: &str) -> Self {
         let id: Box<str> = refused.rule.as_ref().map_or("default".into(), |rule| rule.id.clone());
         let why = why(refused.reason, refused.rule.as_ref().map(|rule| &*rule.id));
         Answer {
@@ -95,6 +115,18 @@ impl Answer {
     }
 }
 
+/// Whether `Accept` names JSON (RFC 9110 12.5.1). A wildcard does not: what every client sends asks for nothing.
+fn wants_json(head: &RequestHead) -> bool {
+    let accepts = head.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
+    let mut ranges = accepts.flat_map(|(_, value)| value.split(|byte| *byte == b','));
+    ranges.any(|range| {
+        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        let named = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
+        // Weight zero: anything but this.
+        named && !parts.any(|part| matches!(part, b"q=0" | b"q=0." | b"q=0.0" | b"q=0.00" | b"q=0.000"))
+    })
+}
+
 fn phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
@@ -114,6 +146,22 @@ fn phrase(status: u16) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_for_who_names_it() {
+        for (accept, json) in [
+            ("application/json", true),
+            ("text/html, Application/JSON;q=0.9", true),
+            ("*/*", false),
+            ("application/*", false),
+            ("application/json;q=0", false),
+            ("application/jsonp", false),
+        ] {
+            let text = format!("GET http://a.com/ HTTP/1.1\r\nHost: a.com\r\nAccept: {accept}\r\n\r\n");
+            let crate::http1::Parse::Parsed { head, .. } = RequestHead::parse(text.as_bytes()) else { panic!() };
+            assert_eq!(wants_json(&head), json, "{accept}");
+        }
+    }
 
     #[test]
     fn a_refusal_names_its_rule() {

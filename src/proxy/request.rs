@@ -169,8 +169,7 @@ pub(super) fn blocked(session: &mut Session, core: &mut Core, request: &Request,
     if request.answered.is_some() {
         return Next::End;
     }
-    let what = format!("{} {}:{}", facts.method, facts.host_text, facts.port);
-    closing::respond(session, core, &Answer::blocked(refused, &what), &request.head)
+    closing::respond(session, core, &Answer::refusal(refused, request), &request.head)
 }
 
 /// Refuses what has no one reading, with an event, and ends the connection: what follows has none either.

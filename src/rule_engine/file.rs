@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::field::nearest;
+use super::lines::Lines;
 use super::model::{Action, Egress, EgressMode};
-use super::yaml::{Lines, Node, short};
+use super::yaml::{Node, short};
 use super::{definitions, yaml};
 
 /// Definitions in one file: more are a program.

@@ -5,14 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use crate::api::RuleFinding;
+
 use super::condition::Condition;
 use super::definitions::Definitions;
 use super::file::{FileRule, Problem, RuleFile};
 use super::guarded::{Guard, Job};
 use super::index;
+use super::lint::Places;
 use super::ruleset::Compiled;
 use super::source::{self, Source};
-use super::{Action, EgressMode, Rule, RuleSet, expression, lint};
+use super::{EgressMode, Rule, RuleSet, expression, lint};
 
 /// Rules of one set; the index and every reload are linear in it.
 const RULES_MAX: usize = 50_000;
@@ -54,6 +57,22 @@ pub struct Loaded {
     pub files: usize,
     /// What the operator should hear, one line each.
     pub warnings: Vec<String>,
+    /// The same, in parts.
+    notices: Vec<LoadError>,
+    places: Places,
+}
+
+impl Loaded {
+    /// The warnings in parts.
+    pub(super) fn notices(&self) -> &[LoadError] {
+        &self.notices
+    }
+
+    /// What loads but does not do what it seems to; costs more than a load.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<RuleFinding> {
+        lint::remarks(&self.set, &self.places)
+    }
 }
 
 /// One thing that is wrong; prints as `FILE:LINE: rule ID: reason`.
@@ -137,7 +156,8 @@ pub fn load(directory: &Path, options: &LoadOptions, previous: Option<&RuleSet>)
         Some(_) => None,
     };
     let mut loaded = load_sources(&sources.unwrap_or_default(), options, previous)?;
-    loaded.warnings.extend(empty);
+    loaded.warnings.extend(empty.iter().cloned());
+    loaded.notices.extend(empty.map(LoadError::of_directory));
     Ok(loaded)
 }
 
@@ -162,9 +182,14 @@ pub fn load_sources(
         load.errors.sort_by(|left, right| (&left.file, left.line).cmp(&(&right.file, right.line)));
         return Err(LoadErrors(load.errors));
     }
+    let mut places = Places::default();
+    for draft in &load.rules {
+        places.note(&draft.rule.id, draft.rule.condition_line);
+    }
     let set = load.build(&conditions, previous);
-    load.warnings.extend(lint::blind_blocks(&set));
-    Ok(Loaded { set: Arc::new(set), files: sources.len(), warnings: load.warnings })
+    load.warnings.extend(lint::blind_blocks(&set, &places));
+    let warnings = load.warnings.iter().map(ToString::to_string).collect();
+    Ok(Loaded { set: Arc::new(set), files: sources.len(), warnings, notices: load.warnings, places })
 }
 
 /// A rule of one of the files, its condition expanded.
@@ -177,7 +202,7 @@ struct Draft {
 struct Load<'o> {
     options: &'o LoadOptions,
     errors: Vec<LoadError>,
-    warnings: Vec<String>,
+    warnings: Vec<LoadError>,
     rules: Vec<Draft>,
 }
 
@@ -189,7 +214,7 @@ impl Load<'_> {
 
     fn warn(&mut self, file: &str, line: Option<usize>, rule: Option<&str>, reason: String) {
         let rule = rule.map(str::to_owned);
-        self.warnings.push(LoadError { file: Some(file.to_owned()), line, rule, reason }.to_string());
+        self.warnings.push(LoadError { file: Some(file.to_owned()), line, rule, reason });
     }
 
     /// Files to drafts.
@@ -313,7 +338,7 @@ impl Load<'_> {
                 errors.extend(reasons.iter().map(about));
             }
             if let Some(condition) = conditions.get(&draft.expanded) {
-                warnings.extend(condition.warnings.iter().map(|warning| about(warning).to_string()));
+                warnings.extend(condition.warnings.iter().map(about));
             }
         }
         self.errors.extend(errors);
@@ -349,8 +374,7 @@ impl Load<'_> {
                     "`mode: {}` cannot be enforced: there is no proxy (--no-proxy); use `mode: direct_ip`",
                     mode.as_str()
                 ))),
-                _ => warnings
-                    .push(about("there is no proxy (--no-proxy): only the DNS part of this rule works").to_string()),
+                _ => warnings.push(about("there is no proxy (--no-proxy): only the DNS part of this rule works")),
             }
         }
         self.errors.extend(errors);
@@ -466,38 +490,4 @@ pub(super) fn vet_and_compile(sources: &[&str], guard: &Guard) -> Vec<Result<Con
         }
     }
     results
-}
-
-/// The report of `outcalld --check` and `outcall rules check`, and whether the rules load.
-#[must_use]
-pub fn check_report(directory: &Path, options: &LoadOptions) -> (String, bool) {
-    use std::fmt::Write as _;
-    let mut report = String::new();
-    // Writing into a String does not fail.
-    let good = match load(directory, options, None) {
-        Ok(loaded) => {
-            for warning in &loaded.warnings {
-                let _ = writeln!(report, "warning: {warning}");
-            }
-            let allows = loaded.set.rules().iter().filter(|rule| rule.action == Action::Allow).count();
-            let rules = loaded.set.rules().len();
-            let _ = writeln!(
-                report,
-                "ok: {rules} rules ({allows} allow, {} block) in {} files of {}",
-                rules - allows,
-                loaded.files,
-                directory.display()
-            );
-            true
-        }
-        Err(errors) => {
-            for error in &errors.0 {
-                let _ = writeln!(report, "error: {error}");
-            }
-            let count = errors.0.len();
-            let _ = writeln!(report, "{count} error(s): the rules in {} do not load", directory.display());
-            false
-        }
-    };
-    (report, good)
 }

@@ -5,7 +5,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `source` | the files of a directory |
-//! | `yaml`, `file` | YAML within a budget; the shape of a rule file |
+//! | `yaml`, `lines`, `file` | YAML within a budget, and where its parts are; the shape of a rule file |
 //! | `definitions` | `$name` |
 //! | `guarded`, `vetting` | the child process that tries hostile input first |
 //! | `expression`, `check`, `literal`, `pattern` | CEL: caps, parser, allowlist, normal forms, regular expressions |
@@ -15,7 +15,8 @@
 //! | `engine`, `command` | the thread: reloads and tests |
 //! | `installs` | an agent's submission, written down as the file that an approval installs |
 //! | `why`, `unparse` | which rules came close, and what of them failed, as text |
-//! | `load`, `lint` | all of it together, with every error and warning |
+//! | `load` | all of it together, with every error and warning |
+//! | `lint`, `report` | what loads but is not as it seems; the report of a check |
 
 mod check;
 mod command;
@@ -32,11 +33,13 @@ mod file;
 mod guarded;
 mod index;
 mod installs;
+mod lines;
 mod lint;
 mod literal;
 mod load;
 mod model;
 mod pattern;
+mod report;
 mod ruleset;
 mod source;
 mod unparse;
@@ -51,8 +54,9 @@ pub use document::ContextDocument;
 pub use engine::{RuleEngine, RuleEngineConfig};
 pub use guarded::{GUARDED_ARGUMENT, Guard};
 pub use installs::{Installs, installs};
-pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, check_report, load, load_sources};
+pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, load, load_sources};
 pub use model::{Action, Egress, EgressMode, Rule};
+pub use report::check;
 pub use ruleset::{Decision, RuleSet};
 pub use source::Source;
 pub(crate) use unparse::quoted;

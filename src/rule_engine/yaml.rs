@@ -1,19 +1,13 @@
-//! YAML as a plain tree, read within a budget, and the lines its rules are on.
-//!
-//! The library gives no positions for what it read, so [`Lines`] finds them in the text. It is a reading aid for
-//! error messages and for refusing anchors; what a file means is decided by the library alone.
-
-use std::collections::BTreeMap;
+//! YAML as a plain tree, read within a budget. Where its parts are is found by `lines`.
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+
+use super::lines::Lines;
 
 /// Nodes of one file: 10,000 rules have some 100,000.
 const NODES_MAX: usize = 1_000_000;
 /// Levels: `rules` → rule → `egress` → `ports` → port is five.
 const DEPTH_MAX: usize = 8;
-/// Flow brackets open at once, and block sequences begun on one line: the library's cost grows with the square of the
-/// brackets.
-const FLOW_MAX: usize = 8;
 
 /// A YAML value. Keys keep their order.
 #[derive(Clone, Debug, PartialEq)]
@@ -163,212 +157,6 @@ pub(super) fn short(text: &str) -> String {
     cut
 }
 
-/// Where things are in a file that is written in block style. Lines count from 1.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Lines {
-    /// Top-level keys.
-    top: BTreeMap<String, usize>,
-    /// Keys under `definitions:`.
-    definitions: BTreeMap<String, usize>,
-    /// Items under `rules:`, each with its keys and those of its `egress:`.
-    rules: Vec<(usize, BTreeMap<String, usize>)>,
-}
-
-impl Lines {
-    /// Finds the lines of `text`.
-    ///
-    /// # Errors
-    /// An anchor, an alias, or nesting that the parser must not be given.
-    pub(super) fn of(text: &str) -> Result<Self, YamlError> {
-        let mut lines = Lines::default();
-        let mut scan = Scan::default();
-        let mut section = Section { name: String::new(), indent: None };
-        for (number, line) in text.lines().enumerate() {
-            let number = number + 1;
-            let fresh = scan.begins_fresh(line);
-            if !scan.in_block_scalar() {
-                scan.line(line).map_err(|reason| YamlError { line: Some(number), reason })?;
-            }
-            if fresh {
-                lines.note(number, line, &mut section);
-            }
-        }
-        Ok(lines)
-    }
-
-    /// The line of a top-level key.
-    pub(super) fn top(&self, key: &str) -> Option<usize> {
-        self.top.get(key).copied()
-    }
-
-    /// The line of a definition.
-    pub(super) fn definition(&self, name: &str) -> Option<usize> {
-        self.definitions.get(name).copied().or_else(|| self.top("definitions"))
-    }
-
-    /// The line of the rule at `position`, or of its `key`. `count` is how many rules the file really has: when the
-    /// text was read otherwise (flow style), the line of `rules:` is all that is known.
-    pub(super) fn rule(&self, position: usize, count: usize, key: Option<&str>) -> Option<usize> {
-        if self.rules.len() != count {
-            return self.top("rules");
-        }
-        let (line, keys) = self.rules.get(position)?;
-        Some(key.and_then(|key| keys.get(key).copied()).unwrap_or(*line))
-    }
-
-    fn note(&mut self, number: usize, line: &str, section: &mut Section) {
-        let content = line.trim_start();
-        let indent = line.len() - content.len();
-        if content.is_empty() || content.starts_with('#') {
-            return;
-        }
-        let item = content == "-" || content.starts_with("- ");
-        if indent == 0 && !item {
-            if let Some(key) = key_of(content) {
-                self.top.insert(key.to_owned(), number);
-                *section = Section { name: key.to_owned(), indent: None };
-            }
-            return;
-        }
-        let first = *section.indent.get_or_insert(indent);
-        match section.name.as_str() {
-            "definitions" if indent == first => {
-                if let Some(key) = key_of(content) {
-                    self.definitions.insert(key.to_owned(), number);
-                }
-            }
-            "rules" => {
-                let content = if item && indent == first {
-                    self.rules.push((number, BTreeMap::new()));
-                    content[1..].trim_start()
-                } else {
-                    content
-                };
-                if let (Some((_, keys)), Some(key)) = (self.rules.last_mut(), key_of(content)) {
-                    keys.entry(key.to_owned()).or_insert(number);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// The top-level key that the lines belong to, and the indent of its first line.
-struct Section {
-    name: String,
-    indent: Option<usize>,
-}
-
-/// `key` of `key: …`, quotes removed.
-fn key_of(content: &str) -> Option<&str> {
-    let (key, rest) = content.split_once(':')?;
-    if !(rest.is_empty() || rest.starts_with([' ', '\t'])) {
-        return None;
-    }
-    let key = key.trim_end();
-    let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
-    let bare = bare.or_else(|| key.strip_prefix('\'').and_then(|key| key.strip_suffix('\'')));
-    Some(bare.unwrap_or(key))
-}
-
-/// A rough tokenizer: enough to tell text from structure.
-#[derive(Default)]
-struct Scan {
-    /// The quote that is open at the end of the line.
-    quote: Option<char>,
-    flow: usize,
-    /// Inside a block scalar whose parent is indented this much.
-    block: Option<usize>,
-}
-
-impl Scan {
-    /// True when `line` can begin a key or an item: not inside a quoted text, a flow collection or a block scalar.
-    fn begins_fresh(&mut self, line: &str) -> bool {
-        if let Some(parent) = self.block {
-            let content = line.trim_start();
-            if !content.is_empty() && line.len() - content.len() <= parent {
-                self.block = None;
-            }
-        }
-        self.quote.is_none() && self.flow == 0 && self.block.is_none()
-    }
-
-    fn in_block_scalar(&self) -> bool {
-        self.block.is_some()
-    }
-
-    fn line(&mut self, line: &str) -> Result<(), String> {
-        let mut at_start = self.quote.is_none();
-        let mut parent = line.len() - line.trim_start().len();
-        let mut items = 0usize;
-        let mut characters = line.char_indices().peekable();
-        let mut before = ' ';
-        while let Some((at, c)) = characters.next() {
-            let next = characters.peek().map(|(_, next)| *next);
-            if let Some(quote) = self.quote {
-                match c {
-                    '\\' if quote == '"' => {
-                        characters.next();
-                    }
-                    _ if c == quote && quote == '\'' && next == Some('\'') => {
-                        characters.next();
-                    }
-                    _ if c == quote => self.quote = None,
-                    _ => {}
-                }
-                before = c;
-                continue;
-            }
-            let blank_next = next.is_none_or(|next| next == ' ' || next == '\t');
-            match c {
-                ' ' | '\t' => {}
-                '#' if before == ' ' || before == '\t' => return Ok(()),
-                '-' | '?' if at_start && blank_next => {
-                    items += 1;
-                    parent = at + 1 + line[at + 1..].len() - line[at + 1..].trim_start().len();
-                    if items > FLOW_MAX {
-                        return Err(format!("YAML: more than {FLOW_MAX} nested items on one line"));
-                    }
-                }
-                ':' if blank_next => at_start = true,
-                ',' if self.flow > 0 => at_start = true,
-                '[' | '{' if at_start || self.flow > 0 => {
-                    self.flow += 1;
-                    at_start = true;
-                    if self.flow > FLOW_MAX {
-                        return Err(format!("YAML: brackets nested more than {FLOW_MAX} deep"));
-                    }
-                }
-                ']' | '}' if self.flow > 0 => {
-                    self.flow -= 1;
-                    at_start = false;
-                }
-                '"' | '\'' if at_start => {
-                    self.quote = Some(c);
-                    at_start = false;
-                }
-                '&' | '*' if at_start && next.is_some_and(|n| n.is_alphanumeric() || matches!(n, '_' | '-')) => {
-                    let what = if c == '&' { "anchors" } else { "aliases" };
-                    return Err(format!("YAML: {what} (`{c}name`) are not accepted; write the value out or quote it"));
-                }
-                '|' | '>' if at_start && self.flow == 0 => {
-                    self.block = Some(parent);
-                    return Ok(());
-                }
-                '!' if at_start => {
-                    // A tag: the value comes after it.
-                    while characters.peek().is_some_and(|(_, next)| *next != ' ' && *next != '\t') {
-                        characters.next();
-                    }
-                }
-                _ => at_start = false,
-            }
-            before = c;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,6 +197,36 @@ rules:
         assert_eq!(lines.rule(1, 2, Some("absent")), Some(13));
         assert_eq!(lines.rule(0, 3, None), Some(6));
         assert!(parse(FILE).is_ok());
+    }
+
+    #[test]
+    fn lines_in_flow_style_are_found() {
+        let text = "\
+version: '1'
+definitions: {a: 'x',
+  \"b\": 'y'}
+rules: [
+  {id: a, condition: \"http.host == 'a.com' && b: [{\",
+   action: allow,
+   egress: {mode: proxy,
+            ports: [80]}},
+  # {id: no}
+  {id: b,
+   'condition': 'true',
+   action: block}, {id: c, condition: 'x', action: block}]
+";
+        let (_, lines) = parse(text).unwrap();
+        assert_eq!((lines.definition("a"), lines.definition("b")), (Some(2), Some(3)));
+        let at = |rule, key| lines.rule(rule, 3, Some(key)).unwrap();
+        assert_eq!([at(0, "id"), at(0, "condition"), at(0, "action"), at(0, "mode"), at(0, "ports")], [5, 5, 6, 7, 8]);
+        assert_eq!([at(1, "id"), at(1, "condition"), at(1, "action"), at(2, "condition")], [10, 11, 12, 12]);
+        let mixed = Lines::of(
+            "rules:\n  - {id: a,\n     action: block}\n  - id: b\n    egress: {mode: x,\n      ports: [1]}\n",
+        )
+        .unwrap();
+        assert_eq!([mixed.rule(0, 2, Some("action")), mixed.rule(1, 2, Some("ports"))], [Some(3), Some(6)]);
+        let whole = Lines::of("{version: '1',\n rules: [\n  {id: a,\n condition: x}\n]}").unwrap();
+        assert_eq!((whole.top("rules"), whole.rule(0, 1, Some("condition"))), (Some(2), Some(4)));
     }
 
     #[test]

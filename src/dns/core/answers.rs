@@ -10,10 +10,10 @@ use hickory_proto::rr::{Record, RecordType};
 use crate::bridge::Grant;
 use crate::dns::answer::{self, Answer};
 use crate::dns::message::{Extended, type_text};
+use crate::dns::vetted::{self, Vetted, direct_egress};
 use crate::docker_manager::Peer;
 use crate::events::{self, Event, HOST_MAX, Layer, Text, Verdict};
-use crate::names::{HostName, special_purpose};
-use crate::rule_engine::{Egress, EgressMode, Rule};
+use crate::names::HostName;
 
 use super::{Action, Allowed, Asked, Client, Core, Granting, Outcome, Timer};
 
@@ -36,9 +36,10 @@ impl Core {
         let vetted = self.vet(&allowed, &answer);
         if vetted.none_passed() {
             let Allowed { asked, peer, rule, .. } = allowed;
-            let (reason, bytes) = match vetted.refused.is_empty() {
-                true => ("private_address", asked.query.filtered(ResponseCode::ServFail, PRIVATE)),
-                false => ("blocked_address", asked.query.no_such_name(Extended::Filtered, FILTERED)),
+            let reason = vetted.reason();
+            let bytes = match reason {
+                vetted::PRIVATE => asked.query.filtered(ResponseCode::ServFail, PRIVATE),
+                _ => asked.query.no_such_name(Extended::Filtered, FILTERED),
             };
             return self.finish(asked, &peer, Outcome::block(reason, Some(rule)), bytes);
         }
@@ -90,24 +91,8 @@ impl Core {
 
     fn vet(&self, allowed: &Allowed, answer: &Answer) -> Vetted {
         let Allowed { peer, rule, name, .. } = allowed;
-        let allow_private = rule.egress.as_ref().is_some_and(|egress| egress.allow_private_ips);
-        let mut vetted = Vetted { allow_private, refused: Vec::new(), found: 0, passed: 0 };
-        if let Some(egress) = direct_egress(rule) {
-            let rules = &self.snapshot.rules;
-            // What is private is stripped, as for every rule; this is about rules that block once the address is known.
-            let refused = |ip: &IpAddr| match ip {
-                IpAddr::V4(ip) if allow_private || special_purpose(IpAddr::V4(*ip)).is_none() => {
-                    let opens = |port: &u16| rules.opens_directly(peer.agent(), name.as_str(), *ip, *port);
-                    !egress.ports.iter().all(opens)
-                }
-                // Opens nothing.
-                _ => false,
-            };
-            vetted.refused = answer.addresses().filter(refused).collect();
-        }
-        vetted.found = answer.addresses().count();
-        vetted.passed = answer.addresses().filter(|address| vetted.passes(*address)).count();
-        vetted
+        let addresses: Vec<IpAddr> = answer.addresses().collect();
+        Vetted::of((&self.snapshot.rules, rule), peer, name, &addresses)
     }
 
     /// SERVFAIL, for a reason that is no rule's.
@@ -183,24 +168,7 @@ impl Core {
     }
 }
 
-/// The addresses of an answer as far as one asker may have them.
-struct Vetted {
-    allow_private: bool,
-    /// Addresses that rules before the asker's own speak for.
-    refused: Vec<IpAddr>,
-    found: usize,
-    passed: usize,
-}
-
 impl Vetted {
-    fn passes(&self, address: IpAddr) -> bool {
-        (self.allow_private || special_purpose(address).is_none()) && !self.refused.contains(&address)
-    }
-
-    fn none_passed(&self) -> bool {
-        self.found > 0 && self.passed == 0
-    }
-
     fn keeps(&self, record: &Record) -> bool {
         match answer::address(record) {
             Some(address) => self.passes(address),
@@ -211,8 +179,4 @@ impl Vetted {
             }
         }
     }
-}
-
-fn direct_egress(rule: &Rule) -> Option<&Egress> {
-    rule.egress.as_ref().filter(|egress| egress.mode == EgressMode::DirectIp)
 }

@@ -1,10 +1,12 @@
-//! Warnings about rules that load but do not do what they seem to.
+//! Block rules that cannot see into the tunnels that a later rule allows.
 
-use super::condition::Condition;
-use super::facts::Facts;
-use super::field::{ALL, Field, FieldSet};
-use super::index::Alternative;
-use super::{Action, Context, EgressMode, Http, RuleSet};
+use super::super::condition::Condition;
+use super::super::facts::Facts;
+use super::super::field::{ALL, Field, FieldSet};
+use super::super::index::Alternative;
+use super::super::load::LoadError;
+use super::super::{Action, Context, EgressMode, Http, RuleSet};
+use super::Places;
 
 /// Comparisons of guards in one load: past it, a later rule counts as overlapping.
 const COMPARISONS_MAX: usize = 1_000_000;
@@ -13,7 +15,7 @@ const COMPARISONS_MAX: usize = 1_000_000;
 const HIDDEN: FieldSet = FieldSet::of(&[Field::HttpMethod, Field::HttpPath, Field::HttpHeaders]);
 
 /// Block rules on method, path or headers that cannot see into the HTTPS tunnels which a later `proxy` rule allows.
-pub(super) fn blind_blocks(set: &RuleSet) -> Vec<String> {
+pub(in crate::rule_engine) fn blind_blocks(set: &RuleSet, places: &Places) -> Vec<LoadError> {
     let mut warnings = Vec::new();
     let mut left = COMPARISONS_MAX;
     let tunnels: Vec<(usize, Option<&[Alternative]>)> = set
@@ -29,11 +31,12 @@ pub(super) fn blind_blocks(set: &RuleSet) -> Vec<String> {
         let after = tunnels.partition_point(|(tunnel, _)| *tunnel < position);
         let later = tunnels[after..].iter().find(|(_, guard)| overlap(compiled.guard.as_deref(), *guard, &mut left));
         if let Some(allow) = later.and_then(|(tunnel, _)| set.rules().get(*tunnel)) {
-            warnings.push(format!(
-                "{}: rule {}: blocks by what is inside HTTPS tunnels, which the later rule {} ({}) allows unseen; \
+            let reason = format!(
+                "blocks by what is inside HTTPS tunnels, which the later rule {} ({}) allows unseen; \
                  it works for plain HTTP only",
-                rule.file, rule.id, allow.id, allow.file
-            ));
+                allow.id, allow.file
+            );
+            warnings.push(places.error(rule, reason));
         }
     }
     warnings
