@@ -283,13 +283,22 @@ fn rules_check_runs_the_daemon_beside_the_command() {
         let output = Command::new(&beside).args(["rules", "check"]).args(arguments).output().unwrap();
         (output.status.code(), text_of(&output.stdout), text_of(&output.stderr))
     };
-    let (code, stdout, stderr) = check(r#"echo "asked: $*""#, &["/some/dir"]);
-    assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "asked: --check --rules-dir /some/dir\n", ""));
-    let (_, stdout, _) = check(r#"echo "asked: $*""#, &["d", "--ca-key", "/k", "--ca-cert", "/c"]);
-    assert_eq!(stdout, "asked: --check --rules-dir d --ca-cert /c --ca-key /k\n");
+    let finding = r#"{"level":"lint","file":"a.yaml","line":3,"rule":"a","what":"odd","instead":"`x`"}"#;
+    let asked = r#"echo "{\"valid\":true,\"findings\":[],\"report\":[\"asked: $*\"]}""#;
+    let (code, stdout, stderr) = check(asked, &["/some/dir"]);
+    let expected = "asked: --check --check-json --rules-dir /some/dir\n";
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), expected, ""));
+    let (_, stdout, _) = check(asked, &["d", "--ca-key", "/k", "--ca-cert", "/c"]);
+    assert_eq!(stdout, "asked: --check --check-json --rules-dir d --ca-cert /c --ca-key /k\n");
     assert_eq!(check("exit 0", &["d", "--ca-cert", "/c"]).0, Some(2));
-    let (code, stdout, _) = check("echo 'a.yaml:3: bad'; exit 1", &["d", "--json"]);
-    assert_eq!((code, stdout.as_str()), (Some(1), "{\"valid\":false,\"report\":[\"a.yaml:3: bad\"]}\n"));
+    let json = format!(r#"{{"valid":false,"findings":[{finding}],"report":["a.yaml:3: bad"]}}"#);
+    let (code, stdout, _) = check(&format!("echo '{json}'; exit 1"), &["d", "--json"]);
+    assert_eq!((code, stdout.trim_end()), (Some(1), json.as_str()));
+    let (code, stdout, stderr) = check(&format!("echo '{json}'; exit 1"), &["d"]);
+    assert_eq!((code, stdout.as_str()), (Some(1), "a.yaml:3: bad\n"));
+    assert!(stderr.contains("would not load"), "{stderr}");
+    let (code, _, stderr) = check("echo 'error: unexpected argument' >&2; exit 2", &["d"]);
+    assert!(code == Some(1) && stderr.contains("unexpected argument"), "{stderr}");
     let (code, _, stderr) = check("kill -9 $$", &["d"]);
     assert!(code == Some(1) && stderr.contains("did not finish"), "{stderr}");
 }

@@ -54,7 +54,7 @@ pub struct Reloaded {
 }
 
 /// Something that is wrong with rule files, or not as it seems.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleFinding {
     /// `error`: it does not load; `warning`: said at each load; `lint`: said by a check.
     pub level: String,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks, socket_path};
+use crate::api::{RuleFinding, RulesChecked};
 use crate::authority::{self, LeavesCommand, Published};
 use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
@@ -96,24 +97,30 @@ pub fn lockdown(flags: &Flags) -> ExitCode {
     }
 }
 
-/// Loads and checks the rules as a start would; touches nothing.
+/// Loads and checks the rules as a start would, and the CA; touches nothing.
 #[must_use]
 pub fn check(flags: &Flags) -> ExitCode {
-    let ca = match interception::load(flags) {
-        Ok(Interception::On(_, warnings)) => {
-            warnings.iter().for_each(|warning| println!("warning: {warning}"));
-            true
-        }
-        Ok(Interception::Off(reason)) => {
-            reason.iter().for_each(|reason| println!("warning: {reason}"));
-            false
-        }
+    let about_ca = |level: &str, what: String| {
+        let finding = RuleFinding { level: level.to_owned(), what, ..RuleFinding::default() };
+        (format!("{level}: {finding}"), finding)
+    };
+    let (ca, warnings) = match interception::load(flags) {
+        Ok(Interception::On(_, warnings)) => (Ok(true), warnings),
+        Ok(Interception::Off(reason)) => (Ok(false), reason.into_iter().collect()),
+        Err(error) => (Err(chain(error.as_ref())), Vec::new()),
+    };
+    let mut checked = match ca {
+        Ok(ca) => rule_engine::check(&flags.rules_dir, &load_options(flags, ca)),
         Err(error) => {
-            println!("error: {}", chain(error.as_ref()));
-            return ExitCode::FAILURE;
+            let (line, finding) = about_ca("error", error);
+            RulesChecked { valid: false, findings: vec![finding], report: vec![line] }
         }
     };
-    let checked = rule_engine::check(&flags.rules_dir, &load_options(flags, ca));
+    for (place, warning) in warnings.into_iter().enumerate() {
+        let (line, finding) = about_ca("warning", warning);
+        checked.report.insert(place, line);
+        checked.findings.insert(place, finding);
+    }
     if flags.check_json {
         match serde_json::to_string(&checked) {
             Ok(json) => println!("{json}"),
