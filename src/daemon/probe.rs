@@ -36,7 +36,7 @@ pub fn probe_host(given: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => ProbedCa::Bad(error.to_string()),
     };
     let options = load_options(&flags, matches!(ca, ProbedCa::On(_)));
-    let (report, valid) = rule_engine::check_report(&flags.rules_dir, &options);
+    let checked = rule_engine::check(&flags.rules_dir, &options);
     // Before the kernel is tried, which leaves this namespace.
     let foreign = bridge::foreign_hooks().ok();
     let (kernel, kernel_unasked) = match bridge::probe(&bridge_config(&flags)) {
@@ -53,7 +53,7 @@ pub fn probe_host(given: impl Iterator<Item = OsString>) -> ExitCode {
         foreign,
         resolver_trap: resolver_trap(&HostFiles::default()).map(|server| server.to_string()),
         upstreams: flags.upstreams().map(|servers| servers.iter().map(ToString::to_string).collect()),
-        rules: ProbedRules { valid, report },
+        rules: ProbedRules { valid: checked.valid, report: checked.report.join("\n") },
         ca,
         settings: ProbedSettings {
             dns_port: flags.dns_port,

@@ -188,7 +188,9 @@ fn rules(checked: &ProbedRules) -> Finding {
             let first = errors.first().copied().unwrap_or("they do not load");
             bad(DoctorVerdict::Problem, RULES, first, REMEDY)
         }
-        true if warnings.is_empty() => good(RULES, checked.report.trim().trim_start_matches("ok: ")),
+        true if warnings.is_empty() => {
+            good(RULES, checked.report.lines().last().unwrap_or_default().trim_start_matches("ok: "))
+        }
         true => bad(DoctorVerdict::Warning, RULES, warnings.trim_start_matches("warning: "), REMEDY),
     }
 }
