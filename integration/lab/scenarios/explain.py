@@ -1,0 +1,77 @@
+"""`explain` beside what a real container meets: allowed, denied at each layer, and the rule it suggests."""
+
+import json
+
+from harness import *
+
+
+def explain(daemon, client, target, *more):
+    """`outcall explain` for this container; gives the data, its steps as {layer: last verdict, rule}."""
+    ran = daemon.cli("--json", "explain", target, "--container", client.name, *more)
+    check(ran.code == 0, ran)
+    data = json.loads(ran.text)
+    steps = {}
+    for step in data["steps"]:
+        check(set(step) == {"layer", "verdict", "rule", "reason", "near"}, step)
+        steps[step["layer"]] = (step["verdict"], step["rule"])
+    return data, steps
+
+
+@scenario()
+def allowed_and_denied_at_each_layer_as_the_container_meets_it(lab):
+    daemon = lab.daemon([
+        rule("by-name", 'http.host == "example.com" || dns.query == "example.com"'),
+        rule("proxy-only", 'http.host == "www.example.com" && network.port == 80'),
+        rule("not-there", 'http.host == "www.example.com" && http.path == "/admin"', "block", priority=1),
+        rule("straight", 'dns.query == "api.example.com"', egress={"mode": "direct_ip", "ports": [80]}),
+    ])
+    client = lab.client()
+
+    data, steps = explain(daemon, client, "http://example.com/")
+    check(data["verdict"] == "allow" and "suggestion" not in data, data)
+    check(steps["dns"] == ("allow", "by-name") and steps["resolution"] == ("allow", "by-name"), steps)
+    check(client.curl("http://example.com/").status == 200)
+
+    data, steps = explain(daemon, client, "http://www.example.com/")
+    check(data["verdict"] == "allow" and steps["dns"] == ("block", None), data)
+    check(client.curl("http://www.example.com/").status == 200)
+    check(client.dig("www.example.com").status == "NXDOMAIN")
+
+    data, steps = explain(daemon, client, "http://www.example.com/admin")
+    check(data["verdict"] == "block" and steps["proxy"] == ("block", "not-there"), data)
+    refused = client.curl("http://www.example.com/admin")
+    check(refused.status == 403 and refused.header("X-Outcall-Block-Reason") == "not-there", refused)
+
+    data, steps = explain(daemon, client, "https://www.example.com/")
+    near = next(step for step in data["steps"] if step["layer"] == "proxy")["near"]
+    check(near[0]["rule"] == "proxy-only", near)
+    check(near[0]["failed"] == [{"part": "network.port == 80", "is": "false", "values": {"network.port": "443"}}], near)
+    check(client.curl("https://www.example.com/").connect_status == 403)
+
+    data, steps = explain(daemon, client, "api.example.com:80")
+    check(data["verdict"] == "allow" and steps["direct_ip"] == ("allow", "straight"), data)
+    data, steps = explain(daemon, client, "api.example.com:443")
+    check(data["verdict"] == "block" and steps["direct_ip"] == ("block", "straight"), data)
+
+    data, steps = explain(daemon, client, "denied.example.net")
+    check(data["verdict"] == "block" and set(steps) == {"dns", "proxy", "kernel"}, data)
+    lab.internet.not_asked("denied.example.net")
+
+
+@scenario()
+def the_suggested_rule_opens_exactly_what_was_asked_for(lab):
+    daemon = lab.daemon([rule("family", 'http.host.endsWith(".example.com")', "block", priority=5)])
+    client = lab.client()
+    for url in ("http://www.example.com/a", "https://www.example.com/"):
+        data, _ = explain(daemon, client, url)
+        check(data["verdict"] == "block" and "priority: 4" in data["suggestion"], data)
+        before = client.curl(url)
+        check(403 in (before.status, before.connect_status), before)
+        daemon.reload(data["suggestion"], name="suggested.yaml")
+        check(explain(daemon, client, url)[0]["verdict"] == "allow")
+        after = client.curl(url)
+        check(after.status == 200, after)
+    check(client.curl("http://www.example.com/b").status == 403)
+    text = daemon.cli("explain", "http://www.example.com/b", "--container", client.name).text
+    check("The smallest rule that would allow it:" in text and "Verdict:  block" in text, text)
+    check(daemon.cli("explain", "a.example", "--container", "nobody").code == 1)
