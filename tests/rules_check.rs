@@ -15,7 +15,8 @@ fn files_in(path: &Path, text: &str) -> Vec<String> {
         let quoted = text.split("\"\"\"").skip(1).step_by(2);
         return quoted.filter_map(|text| Some(text[text.find("version: \"1\"\n")?..].to_owned())).collect();
     }
-    vec![text.to_owned()]
+    // A compose file has none.
+    if text.contains("\nrules:") { vec![text.to_owned()] } else { Vec::new() }
 }
 
 fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -23,7 +24,7 @@ fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             walk(&path, found);
-        } else if path.to_string_lossy().contains("/rules.d/")
+        } else if path.to_string_lossy().contains(".yaml")
             || path.extension().is_some_and(|end| end == "md" || end == "py")
         {
             found.push(path);
