@@ -260,7 +260,7 @@ impl Session {
             State::Accepting(_) => opening::timed_out(self, core),
             State::Securing(securing) => upstream::timed_out(self, core, *securing),
             State::Hello(opened) => tunnel::refuse(self, core, &opened, "hello_timeout"),
-            State::Tunnel(tunnel) => tunnel::end(self, core, tunnel, "idle"),
+            State::Tunnel(tunnel) => tunnel::end(self, core, *tunnel, "idle"),
         };
         self.proceed(core, next)
     }
@@ -338,7 +338,7 @@ impl Session {
     /// Ends the session from outside a turn; a tunnel closes its books.
     pub(super) fn end_tunnel(&mut self, core: &mut Core, reason: &'static str) -> Turn {
         if let State::Tunnel(tunnel) = std::mem::replace(&mut self.state, State::Failed) {
-            tunnel::end(self, core, tunnel, reason);
+            tunnel::end(self, core, *tunnel, reason);
         }
         Turn::Ended
     }

@@ -191,11 +191,11 @@ pub(super) fn refuse(session: &mut Session, core: &mut Core, opened: &Opened, re
 
 /// Moves what can be moved.
 pub(super) fn step(session: &mut Session, core: &mut Core, mut tunnel: Box<Tunnel>) -> Next {
-    let Some(upstream) = &mut session.upstream else { return end(session, core, tunnel, "closed") };
+    let Some(upstream) = &mut session.upstream else { return end(session, core, *tunnel, "closed") };
     let client = &mut session.client.leg;
     let up = relay(&mut tunnel.up, (client, &mut upstream.leg), &mut core.scratch, &mut core.pipes);
     let down = relay(&mut tunnel.down, (&mut upstream.leg, client), &mut core.scratch, &mut core.pipes);
-    let (Ok(up), Ok(down)) = (up, down) else { return end(session, core, tunnel, "closed") };
+    let (Ok(up), Ok(down)) = (up, down) else { return end(session, core, *tunnel, "closed") };
     tunnel.up.bytes += up;
     tunnel.down.bytes += down;
     if up + down > 0 {
@@ -204,7 +204,7 @@ pub(super) fn step(session: &mut Session, core: &mut Core, mut tunnel: Box<Tunne
         return Next::Go(State::Tunnel(tunnel));
     }
     if upstream.leg.is_shut() && session.client.leg.is_shut() {
-        return end(session, core, tunnel, "closed");
+        return end(session, core, *tunnel, "closed");
     }
     Next::Wait(State::Tunnel(tunnel))
 }
@@ -270,7 +270,7 @@ fn relay(
 }
 
 /// Closes the books of a tunnel.
-pub(super) fn end(session: &mut Session, core: &mut Core, mut tunnel: Box<Tunnel>, reason: &'static str) -> Next {
+pub(super) fn end(session: &mut Session, core: &mut Core, mut tunnel: Tunnel, reason: &'static str) -> Next {
     for way in [&mut tunnel.up, &mut tunnel.down] {
         if let Some(pipe) = way.pipe.take() {
             core.pipes.take_back(pipe);
