@@ -323,6 +323,7 @@ fn requests(command: RequestsCommand) -> bool {
             container: "coder-1".to_owned(),
             rule_file: "submitted".to_owned(),
             installs: format!("installs, all_agents {all_agents}"),
+            lint: Some(vec!["rule a: look".to_owned()]),
             status: "pending".to_owned(),
             submitted_at: "2026-11-24T00:00:00.000Z".to_owned(),
         }])),
@@ -753,7 +754,7 @@ fn rule_requests_are_listed_and_decided() {
     assert_eq!(
         listed,
         json!([{"id":"rr-0123456789abcdef","container_id":"c".repeat(64),"container":"coder-1","rule_file":"submitted",
-            "installs":"installs, all_agents false","status":"pending","submitted_at":"2026-11-24T00:00:00.000Z"}])
+            "installs":"installs, all_agents false","lint":["rule a: look"],"status":"pending","submitted_at":"2026-11-24T00:00:00.000Z"}])
     );
     let listed = world.data("GET", "/api/v1/requests/rules?all_agents=true", "");
     assert_eq!(listed[0]["installs"], "installs, all_agents true");

@@ -15,6 +15,9 @@ pub struct PendingRuleRequest {
     pub rule_file: String,
     /// The exact bytes that an approval writes.
     pub installs: String,
+    /// What in it does not do what it seems to, as `rules check` says it; left out where it was not looked into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lint: Option<Vec<String>>,
     /// `pending`
     pub status: String,
     /// RFC 3339, UTC.

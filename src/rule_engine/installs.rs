@@ -15,6 +15,9 @@ const INSTALLS_MAX: usize = 256 * 1024;
 /// Words that YAML 1.1 readers take for something else than text.
 const YAML_WORDS: [&str; 9] = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
 
+/// Rules of a submission that are remarked on, at most: shadowing compares each with each, and agents write the file.
+const REMARKED_MAX: usize = 64;
+
 /// A file to install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installs {
@@ -22,6 +25,8 @@ pub struct Installs {
     pub text: String,
     /// The ids of its rules.
     pub ids: Vec<String>,
+    /// What in it does not do what it seems to, one line each; `None` for a file of too many rules to look into.
+    pub remarks: Option<Vec<String>>,
 }
 
 /// Checks `submitted` as a load would, and gives the file to install. With `container`, each condition is limited to
@@ -59,7 +64,11 @@ pub fn installs(
     if loaded.set.rules().len() != file.rules.len() || !loaded.set.rules().iter().all(|rule| limited(&rule.expanded)) {
         return Err(refused("the file cannot be limited to its container"));
     }
-    Ok(Installs { text: written.text, ids: file.rules.into_iter().map(|rule| rule.id).collect() })
+    let remarks = (file.rules.len() <= REMARKED_MAX).then(|| {
+        let remarks = loaded.remarks();
+        loaded.warnings.iter().cloned().chain(remarks.iter().map(ToString::to_string)).collect()
+    });
+    Ok(Installs { text: written.text, ids: file.rules.into_iter().map(|rule| rule.id).collect(), remarks })
 }
 
 fn refused(reason: &str) -> LoadErrors {
@@ -188,6 +197,17 @@ mod tests {
             ..Context::default()
         };
         set.decide(&context).action == Action::Allow
+    }
+
+    #[test]
+    fn the_operator_is_told_what_a_rule_really_opens() {
+        let remarks = |text: &str| installs(text, Some("agent-1"), "", &OPTIONS).unwrap().remarks;
+        let loose = remarks(&one("http.host.endsWith(\"example.com\")")).unwrap();
+        assert!(loose.iter().any(|remark| remark.contains("rule a") && remark.contains("endsWith")), "{loose:?}");
+        assert_eq!(remarks(&one("http.host == \"example.com\"")), Some(Vec::new()));
+        let rule = |n| format!("  - {{ id: r{n}, action: allow, condition: 'http.host == \"{n}.example\"' }}\n");
+        let many: String = (0..=REMARKED_MAX).map(rule).collect();
+        assert_eq!(remarks(&format!("version: \"1\"\nrules:\n{many}")), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The thread that owns the rule requests: it may block on the disk, the rule checker and the rule engine, so that
 //! the loops that ask it never do.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +21,9 @@ const RELOAD_WITHIN: Duration = Duration::from_secs(45);
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 /// Lines of errors in one answer.
 const LINES_MAX: usize = 20;
+/// Requests that one list looks into anew, each with the guarded child: a list after a restart must not keep its
+/// asker waiting. The next list goes on.
+const LINTED_AT_ONCE: usize = 16;
 /// Bytes of one line: agents see what they wrote, not more of it than helps.
 const LINE_MAX: usize = 400;
 
@@ -134,13 +137,15 @@ pub struct RequestKeeper {
     config: RequestKeeperConfig,
     poll: mio::Poll,
     mailbox: Mailbox<RequestsCommand>,
+    /// What was found in the requests that wait, by id.
+    lints: HashMap<String, Option<Vec<String>>>,
 }
 
 impl RequestKeeper {
     /// A keeper that waits on `poll`, which wakes for `mailbox`.
     #[must_use]
     pub fn new(config: RequestKeeperConfig, poll: mio::Poll, mailbox: Mailbox<RequestsCommand>) -> Self {
-        RequestKeeper { config, poll, mailbox }
+        RequestKeeper { config, poll, mailbox, lints: HashMap::new() }
     }
 
     /// Works until told to stop.
@@ -221,7 +226,8 @@ impl RequestKeeper {
         })
     }
 
-    fn list(&self, all_agents: bool) -> Result<Vec<api::PendingRuleRequest>, RequestFailure> {
+    fn list(&mut self, all_agents: bool) -> Result<Vec<api::PendingRuleRequest>, RequestFailure> {
+        self.look_into_pending()?;
         let pending = self.config.store.ledger()?.pending();
         pending
             .map(|request| {
@@ -232,11 +238,28 @@ impl RequestKeeper {
                     container: request.container.to_string(),
                     rule_file: request.rule_file.to_string(),
                     installs: text,
+                    lint: self.lints.get(&request.id).cloned().flatten(),
                     status: request.status.as_str().to_owned(),
                     submitted_at: request.submitted_at.clone(),
                 })
             })
             .collect()
+    }
+
+    /// Finds out what is odd about requests that were not looked into yet, and forgets those that wait no more.
+    fn look_into_pending(&mut self) -> Result<(), RequestFailure> {
+        let pending: Vec<&RuleRequest> = self.config.store.ledger()?.pending().collect();
+        self.lints.retain(|id, _| pending.iter().any(|request| request.id == *id));
+        let unknown = pending.iter().filter(|request| !self.lints.contains_key(&request.id)).take(LINTED_AT_ONCE);
+        let found: Vec<_> = unknown
+            .map(|request| {
+                let done = installs(&request.rule_file, Some(&request.container), &request.id, &self.config.options);
+                // What does not load any more, the approval will say.
+                (request.id.clone(), done.ok().and_then(|done| done.remarks))
+            })
+            .collect();
+        self.lints.extend(found);
+        Ok(())
     }
 
     fn for_all_agents(&self, request: &RuleRequest) -> Result<String, RequestFailure> {

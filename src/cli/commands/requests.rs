@@ -76,6 +76,9 @@ fn show(output: &mut Output, request: &PendingRuleRequest) -> Result<(), CliErro
         ("Submitted", request.submitted_at.as_str().into()),
         ("Installs", format!("agent-{}.yaml", request.id).into()),
     ])?;
+    for remark in request.lint.iter().flatten() {
+        output.labels(&[("Look at", remark.as_str().into())])?;
+    }
     output.line("")?;
     file(output, &request.installs)
 }

@@ -11,13 +11,12 @@ const CARDS = 50;
 
 export const title = 'Requests';
 
-/** Lint of a request, in whatever shape: a list of texts or of objects with a message. */
+/** What is odd about the rules of a request, one text each. */
 function lint(request) {
-  const found = [request.lint, request.lints, request.warnings].find(Array.isArray) ?? [];
+  const found = request.lint ?? [];
   if (!found.length) return null;
-  const words = (one) => (typeof one === 'string' ? one : [one.rule ?? one.id, one.message ?? one.reason ?? JSON.stringify(one)].filter(Boolean).join(': '));
   return h('div', { class: 'notice warn' }, h('strong', {}, `Lint: ${count(found.length, 'remark')}`),
-    h('ul', {}, found.slice(0, 50).map((one) => h('li', {}, visible(words(one), 1000)))));
+    h('ul', {}, found.slice(0, 50).map((one) => h('li', {}, visible(one, 1000)))));
 }
 
 /** What is asked before an approval: who gets it, and the very bytes, fetched for this question. */
