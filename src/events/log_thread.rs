@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -15,6 +15,10 @@ use crate::event_loop::Reply;
 const EVENTS_WAITING_MAX: usize = 4096;
 /// Events that are formatted before one write.
 const BATCH_MAX: usize = 512;
+
+/// How long events gather once they come faster than this: whoever decides then need not wake this thread for each of
+/// its decisions, which costs more than the decision's own answer. Far less than the channel holds comes in that time.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// What the events thread is asked to do.
 pub enum EventsCommand {
@@ -75,10 +79,17 @@ impl EventLog {
     /// When every sender is gone without a stop: a bug.
     pub fn run(mut self) -> Result<(), String> {
         let mut lost_said = 0;
+        let mut written = Instant::now();
         loop {
             crossbeam_channel::select! {
                 recv(self.events) -> event => match event {
-                    Ok(event) => self.write_with_followers(event),
+                    Ok(event) => {
+                        if written.elapsed() < GATHER {
+                            std::thread::sleep(GATHER);
+                        }
+                        self.write_with_followers(event);
+                        written = Instant::now();
+                    }
                     Err(_) => return Err("every sender of events is gone".to_owned()),
                 },
                 recv(self.commands) -> command => match command {
