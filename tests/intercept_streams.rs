@@ -200,8 +200,8 @@ fn floods_inside_tls_end_the_connection() {
     let head = client.head();
     // Told before the noise was read, or after it: never an answer that looks whole.
     if head.starts_with("HTTP/1.1 200") {
-        client.exactly(4);
-        assert!(client.is_truncated());
+        // However the connection ends, it ends short of the length that was said.
+        assert!(client.rest().len() < 100);
     } else {
         assert!(head.starts_with("HTTP/1.1 502"), "{head}");
     }
