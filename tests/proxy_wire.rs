@@ -102,6 +102,29 @@ fn a_reload_takes_effect_for_the_next_request() {
     assert_eq!(client.get(&origin.url("ok.example", "/")).status, 200);
 }
 
+/// A server whose queue is full lets a handshake wait: the rules change meanwhile, and are acknowledged.
+#[test]
+fn a_request_whose_rule_went_while_it_was_dialled_is_not_sent() {
+    use nix::sys::socket::{Backlog, listen};
+    use std::io::Read;
+    let proxy = running(OK);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let filler = std::net::TcpStream::connect(address).unwrap();
+    let mut client = proxy.client();
+    let host = format!("ok.example:{}", address.port());
+    client.send(format!("GET http://{host}/secret HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+    assert_eq!(proxy.event_of(Verdict::Allow), "rule ok.example ok");
+    proxy.reload(&["none block true"]);
+    // Room: the kernel's next attempt, about a second later, succeeds.
+    drop((filler, listener.accept().unwrap()));
+    assert_eq!(client.response().field("X-Outcall-Block-Reason"), Some("none"));
+    let mut sent = Vec::new();
+    let _ = listener.accept().unwrap().0.read_to_end(&mut sent);
+    assert!(sent.is_empty(), "{}", String::from_utf8_lossy(&sent));
+}
+
 #[test]
 fn bodies_pass_in_both_framings() {
     let (proxy, origin) = (running(OK), Origin::echo());

@@ -14,7 +14,7 @@ use crate::network::is_this_host;
 use crate::rule_engine::{Rule, RuleSet};
 
 use super::answer::Answer;
-use super::intercept::{opening, upstream};
+use super::intercept::{body, opening, upstream};
 use super::judge::{Facts, Refused, Verdict};
 use super::leg::Leg;
 use super::session::{Core, Next, Request, Session, State, Upstream};
@@ -100,8 +100,7 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
                 return opening::begin(session, core, request, address, &rule);
             }
             Verdict::Intercept { rule } => {
-                let refused = Refused { rule: Some(rule), reason: "intercept_now", address: Some(address.ip()) };
-                refusal.get_or_insert(refused);
+                refusal.get_or_insert(intercept_now(rule, address));
             }
             Verdict::Allow { rule } => vetted.push((address, rule)),
             Verdict::Block(refused) => {
@@ -138,6 +137,42 @@ pub(super) fn vet(facts: &Facts, rules: &RuleSet, peer: &Peer, address: SocketAd
 fn is_shut_host(address: SocketAddr, rule: Option<&Rule>) -> bool {
     let opened = rule.and_then(|rule| rule.egress.as_ref()).is_some_and(|egress| egress.allow_private_ips);
     !opened && is_this_host(address)
+}
+
+/// Judges a connection to `address` by what is known now.
+pub(super) fn vet_now(core: &Core, facts: &Facts, peer: &Peer, address: SocketAddr) -> Verdict {
+    vet(facts, &core.snapshot.rules, peer, address, core.listeners.is_own(address, false))
+}
+
+/// Sends a request on the session's upstream connection, if it may still go there: the rules may be others than those
+/// that had it dialled, and nobody takes back what was sent.
+pub(super) fn send(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
+    let Some(address) = session.upstream.as_ref().map(|upstream| upstream.address) else { return Next::End };
+    if request.facts.wants_body(&core.snapshot.rules, &session.client.peer) {
+        // Only the new rules look into it.
+        session.upstream = None;
+        return body::begin(session, core, request);
+    }
+    let refused = match vet_now(core, &request.facts, &session.client.peer, address) {
+        Verdict::Allow { .. } => return exchange::begin(session, core, request),
+        Verdict::Intercept { rule } => intercept_now(rule, address),
+        Verdict::Block(refused) => refused,
+    };
+    session.upstream = None;
+    request::blocked(session, core, &request, &refused)
+}
+
+/// What would go on unseen would have to be seen now.
+fn intercept_now(rule: Arc<Rule>, address: SocketAddr) -> Refused {
+    Refused { rule: Some(rule), reason: "intercept_now", address: Some(address.ip()) }
+}
+
+impl Dialling {
+    /// Drops the addresses that may not be tried any more. The one that is being tried is judged when it is there.
+    pub(super) fn review(&mut self, core: &Core, peer: &Peer) {
+        let facts = &self.request.facts;
+        self.left.retain(|address| matches!(vet_now(core, facts, peer, *address), Verdict::Allow { .. }));
+    }
 }
 
 /// Dials addresses that were vetted, the last one first.
@@ -210,13 +245,23 @@ pub(super) fn step(session: &mut Session, core: &mut Core, mut dialling: Box<Dia
         let refused = Refused { address: Some(address.ip()), ..Refused::because("own_address") };
         return request::blocked(session, core, &dialling.request, &refused);
     }
-    if dialling.request.is_connect() {
-        tunnel::open(session, core, dialling.request)
-    } else if dialling.request.facts.scheme == "https" {
-        upstream::begin(session, core, dialling.request)
-    } else {
-        exchange::begin(session, core, dialling.request)
+    let request = dialling.request;
+    if !request.is_connect() && request.facts.scheme != "https" {
+        return send(session, core, request);
     }
+    // The rules may be others than those that had it dialled.
+    let refused = match vet_now(core, &request.facts, &session.client.peer, address) {
+        Verdict::Allow { .. } if request.is_connect() => return tunnel::open(session, core, request),
+        Verdict::Allow { .. } => return upstream::begin(session, core, request),
+        Verdict::Intercept { rule } if request.is_connect() && request.answered.is_none() => {
+            session.upstream = None;
+            return opening::begin(session, core, request, address, &rule);
+        }
+        Verdict::Intercept { rule } => intercept_now(rule, address),
+        Verdict::Block(refused) => refused,
+    };
+    session.upstream = None;
+    request::blocked(session, core, &request, &refused)
 }
 
 /// The handshake took too long.

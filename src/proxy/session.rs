@@ -297,6 +297,9 @@ impl Session {
             report::refused(core, &self.client, &facts, &refused, begun);
             return self.end_tunnel(core, "rules_changed");
         }
+        if let State::Dialling(dialling) = &mut self.state {
+            dialling.review(core, &self.client.peer);
+        }
         Turn::Waiting
     }
 
@@ -317,6 +320,7 @@ impl Session {
             State::Hello(opened) if opened.unconnected.is_some() => return None,
             State::Hello(opened) => (&opened.standing, opened.begun),
             State::Tunnel(tunnel) => (&tunnel.standing, tunnel.begun),
+            // Judged anew before anything is sent: requests that are read, resolved or dialled, and what a leaf is for.
             _ => return None,
         };
         let (refused, facts) = standing.refused(rules, peer)?;

@@ -12,7 +12,7 @@ use super::super::answer::Answer;
 use super::super::judge::Refused;
 use super::super::leg::{HandshakeError, ReadOutcome};
 use super::super::session::{Core, Next, Request, Session, State};
-use super::super::{closing, exchange, report};
+use super::super::{closing, dial, report};
 use super::reason;
 use super::tls::{TlsSide, tls_error};
 
@@ -93,7 +93,7 @@ pub(in crate::proxy) fn step(session: &mut Session, core: &mut Core, mut securin
             Err(error) => return failed(session, core, &securing.request, &error),
         }
         if !(securing.demand.0.load(Ordering::Relaxed) && upstream.leg.is_tls13()) {
-            return exchange::begin(session, core, securing.request);
+            return dial::send(session, core, securing.request);
         }
         securing.listening = true;
         session.due.set(core.now + core.config.times.demand);
@@ -101,10 +101,10 @@ pub(in crate::proxy) fn step(session: &mut Session, core: &mut Core, mut securin
     let error = match upstream.leg.flush().and_then(|_| upstream.leg.fill(&mut core.scratch)) {
         // The tickets of a server that goes without the certificate are no data: its time runs out, or data comes.
         Ok(ReadOutcome::Blocked) if upstream.leg.has_ticket() => {
-            return exchange::begin(session, core, securing.request);
+            return dial::send(session, core, securing.request);
         }
         Ok(ReadOutcome::Blocked) => return Next::Wait(State::Securing(securing)),
-        Ok(ReadOutcome::Bytes(_)) => return exchange::begin(session, core, securing.request),
+        Ok(ReadOutcome::Bytes(_)) => return dial::send(session, core, securing.request),
         Ok(ReadOutcome::Ended) => HandshakeError::Closed,
         Err(error) => tls_error(&error).cloned().map_or(HandshakeError::Closed, HandshakeError::Tls),
     };
@@ -114,7 +114,7 @@ pub(in crate::proxy) fn step(session: &mut Session, core: &mut Core, mut securin
 /// The time is up.
 pub(in crate::proxy) fn timed_out(session: &mut Session, core: &mut Core, securing: Securing) -> Next {
     if securing.listening {
-        return exchange::begin(session, core, securing.request);
+        return dial::send(session, core, securing.request);
     }
     refuse(session, core, &securing.request, reason::UPSTREAM_HANDSHAKE_FAILED, "no TLS handshake in time")
 }
