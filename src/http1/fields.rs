@@ -68,6 +68,13 @@ impl Fields {
         self.list(name).any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
     }
 
+    /// Whether `Connection` has this hop drop the fields called `name`. Not those that each hop makes anew whatever it
+    /// lists: their meaning goes on. RFC 9110 7.6.1.
+    pub(crate) fn drops(&self, name: &str) -> bool {
+        const MADE_ANEW: [&str; 5] = ["host", "content-length", "transfer-encoding", "connection", "upgrade"];
+        !MADE_ANEW.iter().any(|anew| name.eq_ignore_ascii_case(anew)) && self.lists("connection", name)
+    }
+
     /// How many fields there are.
     #[must_use]
     pub fn len(&self) -> usize {

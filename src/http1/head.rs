@@ -110,6 +110,9 @@ impl RequestHead {
             _ => return Err(Refusal::DuplicateHost),
         }
         let framing = declared_framing(&fields, version)?.unwrap_or(BodyFraming::None);
+        if fields.list("connection").any(says_how_to_read) {
+            return Err(Refusal::ConnectionOption);
+        }
         Ok(Some((RequestHead { method, target, version, fields, framing }, skipped + end)))
     }
 
@@ -245,6 +248,13 @@ fn declared_framing(fields: &Fields, version: Version) -> Result<Option<BodyFram
     }
 }
 
+/// Whether `option` names a field that says what the body is, such as Content-Encoding: dropped on the way it leaves a
+/// body that is read here in one way and behind in another. Content-Length is made anew, not dropped.
+fn says_how_to_read(option: &[u8]) -> bool {
+    let content = option.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"content-"));
+    content && !option.eq_ignore_ascii_case(b"content-length")
+}
+
 /// A plain decimal number that fits in an i64, without sign, list or leading zero.
 fn parse_length(text: &[u8]) -> Result<u64, Refusal> {
     if text.contains(&b',') {
@@ -311,6 +321,15 @@ mod tests {
         assert_eq!(refused("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Some(Refusal::EncodingInHttp10));
         assert_eq!(with("Host: a\r\n"), Some(Refusal::DuplicateHost));
         assert_eq!(refused("GET / HTTP/1.1\r\n\r\n"), Some(Refusal::HostMissing));
+    }
+
+    #[test]
+    fn a_connection_field_may_not_strip_what_says_how_the_body_is_read() {
+        let with = |options: &str| refused(&format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: {options}\r\n\r\n"));
+        for odd in ["Content-Encoding", "close, content-type", "CONTENT-RANGE"] {
+            assert_eq!(with(odd), Some(Refusal::ConnectionOption), "{odd}");
+        }
+        assert_eq!(with("close, Content-Length, Host, X-Content-Type"), None);
     }
 
     #[test]

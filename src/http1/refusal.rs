@@ -33,6 +33,8 @@ pub enum Refusal {
     LengthAndEncoding,
     /// Transfer-Encoding in a message of HTTP/1.0, which knows none.
     EncodingInHttp10,
+    /// Connection lists a field that says how the body is read.
+    ConnectionOption,
     /// No Host in HTTP/1.1.
     HostMissing,
     /// More than one Host.
@@ -71,6 +73,7 @@ impl Refusal {
             Refusal::TransferEncoding => "bad_transfer_encoding",
             Refusal::LengthAndEncoding => "content_length_and_transfer_encoding",
             Refusal::EncodingInHttp10 => "transfer_encoding_in_http_1_0",
+            Refusal::ConnectionOption => "bad_connection_option",
             Refusal::HostMissing => "host_missing",
             Refusal::DuplicateHost => "duplicate_host",
             Refusal::ForbiddenTrailer => "forbidden_trailer",
@@ -96,6 +99,7 @@ impl std::fmt::Display for Refusal {
             Refusal::TransferEncoding => "Transfer-Encoding is not exactly 'chunked'",
             Refusal::LengthAndEncoding => "Content-Length and Transfer-Encoding together",
             Refusal::EncodingInHttp10 => "Transfer-Encoding in HTTP/1.0",
+            Refusal::ConnectionOption => "Connection lists a field that says how the body is read",
             Refusal::HostMissing => "no Host field",
             Refusal::DuplicateHost => "more than one Host field",
             Refusal::ForbiddenTrailer => "a trailer field that belongs in the head",

@@ -55,7 +55,7 @@ fn end_to_end(out: &mut Vec<u8>, fields: &Fields, also_skip: &[&str]) {
     for (name, value) in fields.iter() {
         let listed = |names: &[&str]| names.iter().any(|skipped| name.eq_ignore_ascii_case(skipped));
         let proxy = name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("proxy-"));
-        if !(proxy || listed(&HOP_BY_HOP) || listed(also_skip) || fields.lists("connection", name)) {
+        if !(proxy || listed(&HOP_BY_HOP) || listed(also_skip) || fields.drops(name)) {
             line(out, &[name.as_bytes(), b": ", value]);
         }
     }

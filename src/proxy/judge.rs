@@ -108,7 +108,9 @@ impl Facts {
     }
 
     fn new(head: &RequestHead, host: Host, port: u16, path: &str, scheme: &'static str) -> Self {
-        let headers = head.fields.iter().map(|(name, value)| {
+        // What `Connection` lists is not sent on: no rule may hang on it.
+        let sent = head.fields.iter().filter(|(name, _)| !head.fields.drops(name));
+        let headers = sent.map(|(name, value)| {
             (name.to_ascii_lowercase().into_boxed_str(), String::from_utf8_lossy(value).into_owned().into_boxed_str())
         });
         Facts {
@@ -325,6 +327,17 @@ pub(super) fn has_dot_segment(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1::Parse;
+
+    #[test]
+    fn rules_see_no_field_that_is_dropped_on_the_way() {
+        let wire = "GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Token, Host, Upgrade\r\nx-token: t\r\nUpgrade: websocket\r\n\
+                    Accept: */*\r\n\r\n";
+        let Parse::Parsed { head, .. } = RequestHead::parse(wire.as_bytes()) else { panic!() };
+        let facts = Facts::of_request(&head, Host::parse("a").unwrap(), 80, "/");
+        let names: Vec<&str> = facts.headers.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["host", "connection", "upgrade", "accept"]);
+    }
 
     #[test]
     fn paths_with_two_readings_are_found() {
