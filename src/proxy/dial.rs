@@ -93,8 +93,7 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     let mut refusal = None;
     for address in addresses.into_iter().take(ADDRESSES_MAX) {
         let address = SocketAddr::new(address.to_canonical(), request.facts.port);
-        let is_own = core.listeners.is_own(address, false);
-        match vet(&request.facts, &core.snapshot.rules, &session.client.peer, address, is_own) {
+        match vet_now(core, &request.facts, &session.client.peer, address) {
             // Nothing is dialled for a CONNECT that is decrypted: its requests are vetted, address by address.
             Verdict::Intercept { rule } if request.answered.is_none() => {
                 return opening::begin(session, core, request, address, &rule);

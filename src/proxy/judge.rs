@@ -287,9 +287,9 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// The first refusal, if these rules would not allow it now.
-    pub(super) fn refused(&self, rules: &RuleSet, peer: &Peer) -> Option<(Refused, &Facts)> {
-        self.facts.iter().find_map(|facts| match facts.judge_address(rules, peer, self.address.ip()) {
+    /// The first refusal, if `vet`, which judges a connection to an address in full, would not allow it now.
+    pub(super) fn refused(&self, vet: impl Fn(&Facts, SocketAddr) -> Verdict) -> Option<(Refused, &Facts)> {
+        self.facts.iter().find_map(|facts| match vet(facts, self.address) {
             Verdict::Allow { .. } => None,
             Verdict::Intercept { rule } => {
                 // What was copied unseen would have to be seen now.

@@ -147,12 +147,11 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
         || upstream.port != request.facts.port
         || upstream.leg.is_secured() != (request.facts.scheme == "https")
         || (upstream.used && !repeatable)
-        || core.listeners.is_own(upstream.address, false)
     {
         return false;
     }
     let address = upstream.address;
-    match request.facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
+    match dial::vet_now(core, &request.facts, &session.client.peer, address) {
         Verdict::Allow { rule } => {
             report::allowed(core, &session.client, &request.facts, rule, (address, request.begun));
             true

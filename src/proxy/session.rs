@@ -304,7 +304,6 @@ impl Session {
     }
 
     fn refused_now(&self, core: &Core) -> Option<(Refused, Facts, Instant)> {
-        let (rules, peer) = (&core.snapshot.rules, &self.client.peer);
         if let Some(decrypted) = self.inside.as_ref().and_then(|inside| inside.decrypted.as_ref())
             && let Some((refused, facts)) = decrypted.refused(self, core)
         {
@@ -323,7 +322,8 @@ impl Session {
             // Judged anew before anything is sent: requests that are read, resolved or dialled, and what a leaf is for.
             _ => return None,
         };
-        let (refused, facts) = standing.refused(rules, peer)?;
+        let vet = |facts: &Facts, address| dial::vet_now(core, facts, &self.client.peer, address);
+        let (refused, facts) = standing.refused(vet)?;
         Some((refused, facts.clone(), begun))
     }
 
@@ -333,7 +333,7 @@ impl Session {
         request: &Request,
         address: SocketAddr,
     ) -> Option<(Refused, Facts, Instant)> {
-        match request.facts.judge_address(&core.snapshot.rules, &self.client.peer, address.ip()) {
+        match dial::vet_now(core, &request.facts, &self.client.peer, address) {
             Verdict::Allow { .. } | Verdict::Intercept { .. } => None,
             Verdict::Block(refused) => Some((refused, request.facts.clone(), request.begun)),
         }

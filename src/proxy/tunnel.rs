@@ -60,7 +60,8 @@ pub(super) fn open(session: &mut Session, core: &mut Core, request: Box<Request>
     let Request { facts, begun, answered, .. } = *request;
     if let Some(standing) = answered {
         let standing = Standing { address, ..standing };
-        if let Some((refused, facts)) = standing.refused(&core.snapshot.rules, &session.client.peer) {
+        let vet = |facts: &Facts, address| dial::vet_now(core, facts, &session.client.peer, address);
+        if let Some((refused, facts)) = standing.refused(vet) {
             report::refused(core, &session.client, facts, &refused, begun);
             return Next::End;
         }
@@ -149,7 +150,7 @@ fn judge_hello(session: &mut Session, core: &mut Core, mut opened: Opened, hello
     let mut rule = None;
     let mut intercepting = None;
     for facts in &opened.standing.facts {
-        match facts.judge_address(&core.snapshot.rules, &session.client.peer, address.ip()) {
+        match dial::vet_now(core, facts, &session.client.peer, address) {
             Verdict::Allow { rule: allowing } => rule = allowing,
             Verdict::Intercept { rule } => intercepting = Some(rule),
             Verdict::Block(refused) => {
