@@ -317,11 +317,13 @@ impl TlsFacts {
     }
 }
 
-/// True when the path has a segment that servers resolve before they look: `.` or `..`, percent-encoded or not.
-/// Rules see the path as sent, so such a path would have two readings.
+/// True when the path has a segment that servers resolve before they look: `.` or `..`, percent-encoded or not. Some
+/// servers drop a segment's parameters (`;x`) first. Rules see the path as sent, so such a path would have two readings.
 pub(super) fn has_dot_segment(path: &str) -> bool {
     let path = path.split('?').next().unwrap_or(path).to_ascii_lowercase();
-    path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").split(['/', '\\']).any(|s| s == "." || s == "..")
+    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").replace("%3b", ";");
+    let mut names = path.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or(segment));
+    names.any(|name| name == "." || name == "..")
 }
 
 #[cfg(test)]
@@ -344,7 +346,10 @@ mod tests {
         for path in ["/a/../b", "/..", "/a/%2E%2e/b", "/a/.%2e", "/./a", "/a/..%2fb", "/a\\..\\b", "/a/.?q"] {
             assert!(has_dot_segment(path), "{path}");
         }
-        for path in ["/", "/a..b/...", "/.well-known/x", "/a?x=/../y", "*", "/a%2e%2eb"] {
+        for path in ["/public/..;/admin", "/a/..;x", "/a/%2e%2e%3b/b", "/a/..%3Bx=1;y/b", "/.;/a", "/a/..;x%2fb"] {
+            assert!(has_dot_segment(path), "{path}");
+        }
+        for path in ["/", "/a..b/...", "/.well-known/x", "/a?x=/../y", "*", "/a%2e%2eb", "/a;../b", "/a;x=..", "/;/b"] {
             assert!(!has_dot_segment(path), "{path}");
         }
     }
