@@ -13,6 +13,10 @@ pub const CLIENT_HELLO_MAX: usize = 64 * 1024;
 /// records of a few bytes each.
 pub const HELLO_WIRE_MAX: usize = 80 * 1024;
 
+/// Records of a hello. It is looked at anew with every read, record by record. Clients send one or a few; the smallest
+/// records that can be agreed on (512 bytes, RFC 6066 4) still carry 32 KiB in so many.
+const HELLO_RECORDS_MAX: usize = 64;
+
 /// Bytes of one plaintext record. RFC 8446 5.1.
 const RECORD_MAX: usize = 16 * 1024;
 
@@ -95,11 +99,17 @@ pub fn read_client_hello(wire: &[u8]) -> HelloRead {
     }
 }
 
-/// The body of the ClientHello, once all its records are there.
+/// The body of the ClientHello, once all its records are there. Until then nothing is copied but its first bytes: it may
+/// come a byte at a time.
 fn assemble(wire: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
-    let mut message = Vec::new();
+    let mut pieces: Vec<&[u8]> = Vec::new();
+    let mut start: Vec<u8> = Vec::with_capacity(4);
+    let mut message_length = 0;
     let mut rest = wire;
     loop {
+        if pieces.len() == HELLO_RECORDS_MAX {
+            return Err(HelloError::TooLarge);
+        }
         if rest.first().is_some_and(|kind| *kind != HANDSHAKE) || rest.get(1).is_some_and(|major| *major != 3) {
             return Err(HelloError::Record);
         }
@@ -109,19 +119,23 @@ fn assemble(wire: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
             return Err(HelloError::Record);
         }
         let end = 5 + length;
-        message.extend_from_slice(&rest[5..end.min(rest.len())]);
-        if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
+        let piece = &rest[5..end.min(rest.len())];
+        pieces.push(piece);
+        start.extend(piece.iter().take(4 - start.len()));
+        message_length += piece.len();
+        if start.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
             return Err(HelloError::Message);
         }
-        if let Some([_, high, middle, low]) = message.first_chunk() {
+        if let Some([_, high, middle, low]) = start.first_chunk() {
             let needed = 4 + u32::from_be_bytes([0, *high, *middle, *low]) as usize;
             if needed > CLIENT_HELLO_MAX {
                 return Err(HelloError::TooLarge);
             }
-            if message.len() > needed {
+            if message_length > needed {
                 return Err(HelloError::Message);
             }
-            if message.len() == needed && rest.len() >= end {
+            if message_length == needed && rest.len() >= end {
+                let mut message = pieces.concat();
                 message.drain(..4);
                 return Ok(Some(message));
             }
@@ -306,7 +320,7 @@ mod tests {
             alpn: vec!["h2".into(), "http/1.1".into()],
             ech: true,
         };
-        for size in [5, 100, 3000, RECORD_MAX] {
+        for size in [60, 100, 3000, RECORD_MAX] {
             let wire = records(&message(&extensions), size);
             for end in (0..wire.len()).step_by(7) {
                 assert_eq!(read_client_hello(&wire[..end]), HelloRead::Incomplete, "{size} {end}");
@@ -347,6 +361,17 @@ mod tests {
         truncated.truncate(length - 1);
         truncated[3] -= 1;
         assert_eq!(read_client_hello(&records(&truncated, 999)), HelloRead::Refused(HelloError::Malformed));
+    }
+
+    #[test]
+    fn a_hello_in_tiny_records_is_given_up_early() {
+        let message = message(&[extension(21, &[0; 3000])]);
+        // Type and length in records of a byte each.
+        let wire = records(&message, 1);
+        assert_eq!(read_client_hello(&wire[..6 * HELLO_RECORDS_MAX - 1]), HelloRead::Incomplete);
+        assert_eq!(read_client_hello(&wire[..6 * HELLO_RECORDS_MAX]), HelloRead::Refused(HelloError::TooLarge));
+        let size = message.len().div_ceil(HELLO_RECORDS_MAX);
+        assert!(matches!(read_client_hello(&records(&message, size)), HelloRead::Hello(_)));
     }
 
     #[test]
