@@ -44,6 +44,8 @@ pub(super) struct Enforcer {
     /// On which bridge a veth was last claimed: what tells two veths of one container apart when both lost theirs.
     pub homes: BTreeMap<u32, String>,
     pub grants: GrantBook,
+    /// A change of flows failed: the kernel may have some that the book does not hold.
+    pub in_doubt: bool,
     /// Flows that an operator opened before the daemon was started anew, until their container is seen.
     pub awaited: Vec<OperatorGrant>,
     /// Endpoints whose veth is gone, to be told to control.
@@ -73,6 +75,7 @@ impl Enforcer {
             claims: BTreeMap::new(),
             homes: BTreeMap::new(),
             grants: GrantBook::default(),
+            in_doubt: false,
             awaited: Vec::new(),
             gone: Vec::new(),
             made: BTreeSet::new(),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use nix::errno::Errno;
 use tracing::{info, warn};
 
 use crate::docker_manager::Endpoint;
@@ -44,8 +45,7 @@ impl Enforcer {
     }
 
     fn apply(&mut self, change: &Change) -> Result<(), KernelError> {
-        let closing = self.existing(&change.close)?;
-        let applied = self.firewall.change_flows(&closing, &change.open);
+        let applied = self.change_flows(&change.close, &change.open);
         if applied.is_err() {
             // What the kernel does not have must not stand in the book.
             for (key, _) in &change.open {
@@ -53,6 +53,17 @@ impl Enforcer {
             }
         }
         applied
+    }
+
+    /// Closes those of `close` that are there and opens `open`. The book has changed already: after a failure the
+    /// kernel may have flows that it does not hold, so the kernel is read back.
+    fn change_flows(&mut self, close: &[FlowKey], open: &[(FlowKey, u64)]) -> Result<(), KernelError> {
+        let changed = once_more_if_gone(|| {
+            let closing = self.existing(close)?;
+            self.firewall.change_flows(&closing, open)
+        });
+        self.in_doubt |= changed.is_err();
+        changed
     }
 
     /// Opens a flow that the operator asks for; done when the kernel has it.
@@ -131,15 +142,7 @@ impl Enforcer {
         if keys.is_empty() {
             return Ok(());
         }
-        let closing = self.existing(keys)?;
-        match self.firewall.change_flows(&closing, &[]) {
-            // One expired between the reading and the deletion: read again.
-            Err(error) if error.errno == nix::errno::Errno::ENOENT => {
-                let closing = self.existing(keys)?;
-                self.firewall.change_flows(&closing, &[])
-            }
-            other => other,
-        }
+        self.change_flows(keys, &[])
     }
 
     /// Closes what `rules` no longer allow and ends what runs of it, be its grant in force or past.
@@ -202,5 +205,33 @@ impl Enforcer {
         }
         let found = self.firewall.flows()?;
         Ok(found.iter().map(|flow| flow.key).filter(|key| keys.contains(key)).collect())
+    }
+}
+
+/// A flow that expired between the reading and its deletion fails the whole transaction: read again, once.
+fn once_more_if_gone(mut change: impl FnMut() -> Result<(), KernelError>) -> Result<(), KernelError> {
+    match change() {
+        Err(error) if error.errno == Errno::ENOENT => change(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_that_expires_before_its_deletion_does_not_fail_the_change() {
+        let outcome = |errnos: &[Option<Errno>]| {
+            let mut errnos = errnos.iter();
+            let changed = once_more_if_gone(|| match errnos.next() {
+                Some(Some(errno)) => Err(KernelError::new("change the granted flows", *errno)),
+                _ => Ok(()),
+            });
+            (changed.map_err(|error| error.errno), errnos.len())
+        };
+        assert_eq!(outcome(&[Some(Errno::ENOENT), None]), (Ok(()), 0));
+        assert_eq!(outcome(&[Some(Errno::ENOENT), Some(Errno::ENOENT), None]), (Err(Errno::ENOENT), 1));
+        assert_eq!(outcome(&[Some(Errno::EPERM), None]), (Err(Errno::EPERM), 1));
     }
 }

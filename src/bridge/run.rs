@@ -191,6 +191,7 @@ impl Bridge {
             }
             self.command(command);
         }
+        self.suspicious |= std::mem::take(&mut self.enforcer.in_doubt);
         self.tell_ended();
         None
     }
