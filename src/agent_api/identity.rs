@@ -14,7 +14,7 @@ use std::path::Path;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use super::pidfd::PidFd;
+use crate::unix_http::PidFd;
 
 /// Length of a container id in hex digits.
 const CONTAINER_ID: usize = 64;

@@ -9,7 +9,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `identity`, `pidfd` | from a socket to a container id |
+//! | `identity` | from a socket to a container id |
 //! | `identities` | from a container id to an endpoint of the directory |
 //! | `sessions`, `window` | tokens and rate limits |
 //! | `question` | a permission check as the rules see it |
@@ -21,7 +21,6 @@ mod desk;
 mod identities;
 mod identity;
 mod links;
-mod pidfd;
 mod question;
 mod respond;
 mod sessions;

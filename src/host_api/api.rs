@@ -290,8 +290,8 @@ impl Api {
 }
 
 impl Handler for Api {
-    fn admit(&mut self, peer: &Peer, _socket: BorrowedFd<'_>) -> Admission {
-        let message = match container_of_peer(*peer) {
+    fn admit(&mut self, peer: &Peer, socket: BorrowedFd<'_>) -> Admission {
+        let message = match container_of_peer(*peer, socket) {
             PeerContainer::Own => return Admission::Serve { key: u64::from(peer.uid) },
             PeerContainer::Other(id) => {
                 let short: String = id.chars().take(SHORT_ID).collect();

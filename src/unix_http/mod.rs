@@ -11,10 +11,12 @@
 //! | `server` | the shell: accept, read, write, deadlines |
 //! | `socket` | [`SocketFile`]: made, replaced when stale, removed when still ours |
 //! | `peer` | [`Peer`]: who connected, and from which container |
+//! | `pidfd` | [`PidFd`]: a process that cannot be taken for another one |
 
 mod connection;
 mod message;
 mod peer;
+mod pidfd;
 mod server;
 mod socket;
 
@@ -22,5 +24,6 @@ pub use connection::Limits;
 pub(crate) use message::reason;
 pub use message::{Body, Request, Response, Ticket};
 pub use peer::{Peer, PeerContainer, container_of_peer, own_container};
+pub use pidfd::PidFd;
 pub use server::{Admission, Answer, Caps, Fed, Handler, Server, Tokens};
 pub use socket::{SocketError, SocketFile, another_answers};

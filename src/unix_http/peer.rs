@@ -1,8 +1,10 @@
 //! Who connected: the kernel's word (SO_PEERCRED, unix(7)), and the container its process is in (cgroups(7)).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::{getsockopt, sockopt};
+
+use super::pidfd::PidFd;
 
 /// Length of a container's id in hex digits, in every runtime that puts it into a cgroup's name.
 const CONTAINER_ID: usize = 64;
@@ -36,20 +38,28 @@ pub enum PeerContainer {
     Own,
     /// In another container; its id.
     Other(String),
-    /// Its cgroup cannot be read: it has ended, or is in a pid namespace that the daemon does not see.
+    /// It has ended, or is in a pid namespace that the daemon does not see.
     Unknown,
 }
 
-/// In which container the peer's process is, by the container ids in the cgroup paths of both (cgroup v1 and v2).
+/// In which container the process of `peer`, which connected `socket`, is: by the container ids in the cgroup paths of
+/// both (cgroup v1 and v2). It is held while they are read and must be alive afterwards, so that a process that got its
+/// pid while the connection waited is not taken for it; before Linux 6.5 its pid alone has to do.
 #[must_use]
-pub fn container_of_peer(peer: Peer) -> PeerContainer {
+pub fn container_of_peer(peer: Peer, socket: BorrowedFd<'_>) -> PeerContainer {
     if peer.pid <= 0 {
         return PeerContainer::Unknown;
     }
+    let Ok(process) = PidFd::of_peer(socket) else {
+        return PeerContainer::Unknown;
+    };
     let read = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
     let (Ok(own), Ok(theirs)) = (read("self"), read(&peer.pid.to_string())) else {
         return PeerContainer::Unknown;
     };
+    if process.is_some_and(|process| !process.is_alive()) {
+        return PeerContainer::Unknown;
+    }
     compare(&own, &theirs)
 }
 
@@ -91,6 +101,8 @@ fn container_id(segment: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
     use super::*;
 
     fn id(digit: char) -> String {
@@ -131,8 +143,28 @@ mod tests {
 
     #[test]
     fn a_peer_without_a_visible_process_is_unknown() {
-        assert_eq!(container_of_peer(Peer { pid: 0, uid: 0, gid: 0 }), PeerContainer::Unknown);
-        let own = Peer { pid: i32::try_from(std::process::id()).unwrap(), uid: 0, gid: 0 };
-        assert_eq!(container_of_peer(own), PeerContainer::Own);
+        let (one, _other) = UnixStream::pair().unwrap();
+        let container = |pid, socket: &UnixStream| container_of_peer(Peer { pid, uid: 0, gid: 0 }, socket.as_fd());
+        assert_eq!(container(0, &one), PeerContainer::Unknown);
+        assert_eq!(container(std::process::id().cast_signed(), &one), PeerContainer::Own);
+    }
+
+    #[test]
+    fn a_process_that_got_the_pid_of_a_peer_that_ended_is_not_taken_for_it() {
+        let path = std::env::temp_dir().join(format!("outcall-peer-{}.sock", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])";
+        let Ok(mut child) = std::process::Command::new("python3").arg("-c").arg(script).arg(&path).spawn() else {
+            std::fs::remove_file(&path).unwrap();
+            return;
+        };
+        let (stream, _) = listener.accept().unwrap();
+        let has_pidfd = !matches!(PidFd::of_peer(stream.as_fd()), Ok(None));
+        child.wait().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        // This process stands for the one that has the pid now.
+        let peer = Peer { pid: std::process::id().cast_signed(), uid: 0, gid: 0 };
+        let expected = if has_pidfd { PeerContainer::Unknown } else { PeerContainer::Own };
+        assert_eq!(container_of_peer(peer, stream.as_fd()), expected);
     }
 }
