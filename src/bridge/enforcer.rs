@@ -211,7 +211,7 @@ impl Enforcer {
             return Ok(());
         }
         if self.grants.any() {
-            self.rejudge(&snapshot.rules, now)?;
+            self.rejudge(snapshot, now)?;
             self.end_orphans()?;
         }
         for network in &snapshot.directory.networks {

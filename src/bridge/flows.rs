@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime};
 use nix::errno::Errno;
 use tracing::{info, warn};
 
+use crate::daemon::Snapshot;
 use crate::docker_manager::Endpoint;
-use crate::rule_engine::RuleSet;
 
 use super::Grant;
 use super::enforcer::{Enforcer, LOG};
@@ -30,11 +30,12 @@ impl Enforcer {
             return Err("no snapshot has been published yet".to_owned());
         };
         let known = snapshot.directory.endpoints.get(&grant.endpoint.address);
-        if !known.is_some_and(|endpoint| same_identity(endpoint, &grant.endpoint)) {
+        let Some(known) = known.filter(|endpoint| same_identity(endpoint, &grant.endpoint)) else {
             return Err(format!("{} no longer has the address {}", grant.endpoint.container, grant.endpoint.address));
-        }
-        // The asker may have judged by an older snapshot: what this one refuses is not opened.
-        let mut grant = grant.clone();
+        };
+        // The asker may have judged by an older snapshot, and by the name the container had in it: what this one
+        // refuses is not opened.
+        let mut grant = Grant { endpoint: Arc::clone(known), ..grant.clone() };
         let Grant { endpoint, name, ports, addresses, .. } = &mut grant;
         addresses.retain(|address| ports.iter().all(|port| allowed(&snapshot.rules, endpoint, name, *address, *port)));
         if addresses.is_empty() {
@@ -145,9 +146,10 @@ impl Enforcer {
         self.change_flows(keys, &[])
     }
 
-    /// Closes what `rules` no longer allow and ends what runs of it, be its grant in force or past.
-    pub fn rejudge(&mut self, rules: &RuleSet, now: Instant) -> Result<(), KernelError> {
-        let closed = self.grants.rejudge(rules, now);
+    /// Closes what `snapshot` no longer allows, by its rules or its containers' names, and ends what runs of it, be its
+    /// grant in force or past.
+    pub fn rejudge(&mut self, snapshot: &Snapshot, now: Instant) -> Result<(), KernelError> {
+        let closed = self.grants.rejudge(&snapshot.rules, &snapshot.directory.endpoints, now);
         self.close_flows(&closed)?;
         self.conntrack.end(|flow| !self.grants.may_run(flow)).map(drop)
     }

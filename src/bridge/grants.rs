@@ -24,6 +24,9 @@ const MAX_NAMES: usize = 16;
 /// TCP, the protocol of grants that come from names.
 const TCP: u8 = 6;
 
+/// Container endpoints by their address, as the directory has them.
+type Endpoints = HashMap<Ipv4Addr, Arc<Endpoint>>;
+
 /// A granted flow.
 struct Entry {
     endpoint: Arc<Endpoint>,
@@ -240,10 +243,16 @@ impl GrantBook {
         }
     }
 
-    /// Takes out what `rules` no longer allow; gives the flows to close for new connections. Those running end where
-    /// [`GrantBook::may_run`] says no.
-    pub fn rejudge(&mut self, rules: &RuleSet, now: Instant) -> Vec<FlowKey> {
+    /// Takes out what `rules` no longer allow to the containers as `endpoints` names them now; gives the flows to close
+    /// for new connections. Those running end where [`GrantBook::may_run`] says no.
+    pub fn rejudge(&mut self, rules: &RuleSet, endpoints: &Endpoints, now: Instant) -> Vec<FlowKey> {
         self.forget_expired(now);
+        for (key, entry) in &mut self.entries {
+            rename(&mut entry.endpoint, endpoints.get(&key.source));
+        }
+        for (key, past) in &mut self.past {
+            rename(&mut past.endpoint, endpoints.get(&key.source));
+        }
         let mut closed = Vec::new();
         self.entries.retain(|key, entry| {
             let endpoint = &entry.endpoint;
@@ -363,6 +372,14 @@ impl GrantBook {
         for (key, endpoint, names, operator) in expired {
             self.remember(key, &endpoint, names.into_iter(), operator);
         }
+    }
+}
+
+/// Takes the name over that the same container has now. Another one at its address leaves the flow's owner as it was,
+/// to be found by [`GrantBook::orphans`].
+fn rename(endpoint: &mut Arc<Endpoint>, now: Option<&Arc<Endpoint>>) {
+    if let Some(now) = now.filter(|now| same_identity(now, endpoint)) {
+        *endpoint = Arc::clone(now);
     }
 }
 

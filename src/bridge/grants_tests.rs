@@ -33,6 +33,10 @@ fn endpoint() -> Arc<Endpoint> {
     })
 }
 
+fn directory() -> Endpoints {
+    HashMap::from([(endpoint().address, endpoint())])
+}
+
 fn grant(rules: &RuleSet, name: &str, address: u32, seconds: u64) -> Grant {
     Grant {
         endpoint: endpoint(),
@@ -74,8 +78,8 @@ fn a_flow_holds_as_long_as_one_of_its_names_is_allowed() {
     let mut book = GrantBook::default();
     book.grant(&grant(&both, "a.example", 1, 60), now);
     book.grant(&grant(&both, "b.example", 1, 60), now);
-    assert_eq!(book.rejudge(&rules(&["b.example"]), now), []);
-    let closed = book.rejudge(&rules(&["a.example"]), now);
+    assert_eq!(book.rejudge(&rules(&["b.example"]), &directory(), now), []);
+    let closed = book.rejudge(&rules(&["a.example"]), &directory(), now);
     assert_eq!((closed.len(), book.flows(now).len()), (1, 0));
 }
 
@@ -89,10 +93,32 @@ fn what_runs_on_after_its_grant_ends_with_its_rule() {
     assert_eq!(book.flows(later), []);
     assert!(book.any() && !book.holds(&key));
     // Other rules leave it alone; those without its name do not, and nothing is left to close.
-    assert_eq!(book.rejudge(&rules(&["a.example"]), later), []);
+    assert_eq!(book.rejudge(&rules(&["a.example"]), &directory(), later), []);
     assert!(book.may_run(&key));
-    assert_eq!(book.rejudge(&rules(&["b.example"]), later), []);
+    assert_eq!(book.rejudge(&rules(&["b.example"]), &directory(), later), []);
     assert!(!book.may_run(&key) && !book.any());
+}
+
+#[test]
+fn a_renamed_container_is_judged_by_its_new_name() {
+    let (rules, now) = (rules(&["a.example"]), Instant::now());
+    let later = now + Duration::from_secs(61);
+    let renamed = |change: fn(&mut Endpoint)| {
+        let mut own = (*endpoint()).clone();
+        (own.agent, own.container) = ("other".into(), "other-1".into());
+        change(&mut own);
+        HashMap::from([(own.address, Arc::new(own))])
+    };
+    let mut book = GrantBook::default();
+    book.grant(&grant(&rules, "a.example", 1, 60), now);
+    book.grant(&grant(&rules, "a.example", 2, 600), now);
+    let keys: Vec<FlowKey> = book.flows(now).iter().map(|(key, _)| *key).collect();
+    // Another container at its address has no say; that one's flows are ended as orphans.
+    assert_eq!(book.rejudge(&rules, &renamed(|own| own.container_id = "2".into()), later), []);
+    assert!(keys.iter().all(|key| book.may_run(key)));
+    assert_eq!(book.rejudge(&rules, &renamed(|_| ()), later).len(), 1);
+    // One whose grant is past ends as well.
+    assert!(!keys.iter().any(|key| book.may_run(key)) && !book.any());
 }
 
 #[test]
@@ -133,12 +159,12 @@ fn an_operators_flow_needs_no_rule_and_makes_no_room() {
         book.grant(&grant(&rules, "a.example", address, 60), now);
     }
     assert!(book.holds(&key) && book.flows(now).len() == MAX_PER_CONTAINER);
-    assert!(!book.rejudge(&RuleSet::block_all(), now).contains(&key));
+    assert!(!book.rejudge(&RuleSet::block_all(), &directory(), now).contains(&key));
     assert_eq!(book.flows(now), [(key, 600_000)]);
     // It is never shortened; its end ends no running connection, and rules have no say in that either.
     assert_eq!(book.operate(&endpoint(), key, Duration::from_secs(1), now).unwrap().left, Duration::from_secs(600));
     let later = now + Duration::from_secs(601);
-    book.rejudge(&RuleSet::block_all(), later);
+    book.rejudge(&RuleSet::block_all(), &directory(), later);
     assert!(!book.holds(&key) && book.may_run(&key) && book.ended.is_empty());
     book.revoke(&endpoint());
     assert!(!book.any());
