@@ -18,13 +18,14 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use admission::{Head, Refusal, Secret, Wanted};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 use server::{Client, Request};
 
 use super::CliError;
@@ -38,6 +39,10 @@ const DESCRIPTORS_EACH: u64 = 2;
 const DESCRIPTORS_BASE: u64 = 64;
 /// How long the link that is given to the browser waits for it.
 const LINK_TIME: Duration = Duration::from_secs(60);
+/// What the operator and the browser are told when the link was followed twice.
+const LINK_TWICE: &str = "the link that the browser was given was followed twice: another user of this host may have \
+                          read it from the browser's command line and used your rights since; `outcall ui` has ended \
+                          and its address is void. outcalld's log names each POST. Start again with --no-open";
 
 /// What the workers share.
 struct Bridge {
@@ -45,8 +50,44 @@ struct Bridge {
     port: u16,
     secret: Secret,
     streams: AtomicUsize,
-    /// The code of the link that the browser was given, until it is used or too old.
-    link: Mutex<Option<(Secret, Instant)>>,
+    /// The link that the browser was given.
+    link: Mutex<Option<Link>>,
+    /// The secret may be somebody else's: nothing passes any more.
+    void: AtomicBool,
+}
+
+/// A link for the browser, with a code that gives the secret away once.
+struct Link {
+    code: Secret,
+    until: Instant,
+    spent: bool,
+}
+
+/// What a code is worth.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    /// The first to show it, in time.
+    First,
+    /// Somebody has had the secret for it.
+    Again,
+    /// Unknown, or too old and never used.
+    Worthless,
+}
+
+impl Link {
+    fn take(&mut self, code: &str, now: Instant) -> Taken {
+        if !self.code.is(code) {
+            return Taken::Worthless;
+        }
+        if self.spent {
+            return Taken::Again;
+        }
+        if now >= self.until {
+            return Taken::Worthless;
+        }
+        self.spent = true;
+        Taken::First
+    }
 }
 
 /// Serves until a signal ends it.
@@ -67,6 +108,7 @@ pub(super) fn run(socket: &Path, port: u16, open: bool, output: &mut Output) -> 
         secret: Secret::new().map_err(random)?,
         streams: AtomicUsize::new(0),
         link: Mutex::new(None),
+        void: AtomicBool::new(false),
     });
     // A program that is started inherits what is blocked; so the browser comes first.
     let browser = if open { open_browser(&bridge, Secret::new().map_err(random)?) } else { None };
@@ -82,11 +124,15 @@ pub(super) fn run(socket: &Path, port: u16, open: bool, output: &mut Output) -> 
         // Somebody has to take its exit status; what it started goes on.
         thread("ui_browser", Box::new(move || drop(browser.wait())))?;
     }
+    let served = Arc::clone(&bridge);
     thread(
         "ui_accept",
-        Box::new(move || server::run(&listener, move |request, client| bridge.serve(request, client))),
+        Box::new(move || server::run(&listener, move |request, client| served.serve(request, client))),
     )?;
     signals.wait().map_err(|error| local("the wait for a signal", error.into()))?;
+    if bridge.void.load(Ordering::SeqCst) {
+        return Err(CliError::Unsuccessful(LINK_TWICE.to_owned()));
+    }
     Ok(())
 }
 
@@ -104,17 +150,27 @@ impl Bridge {
     }
 
     fn serve(&self, request: &Request, client: &mut Client<'_>) {
+        if self.void.load(Ordering::SeqCst) {
+            return forward::refuse(client, 403, LINK_TWICE);
+        }
         let fields: Vec<(&str, &[u8])> = request.head.fields.iter().collect();
         let head = Head { method: &request.head.method, target: &request.head.target, fields: &fields };
         match admission::admit(&head, &self.secret, self.port) {
             Ok(Wanted::Forward(target)) => {
                 forward::forward(request, &target, &self.socket, client, || self.stream());
             }
-            Ok(Wanted::Open(code)) if self.take_link(&code) => forward::redirect(client, &self.page()),
-            Ok(Wanted::Open(_)) => {
-                let message = "this link was used before or is too old; if that was not you, end `outcall ui` now";
-                forward::refuse(client, 403, message);
-            }
+            Ok(Wanted::Open(code)) => match self.take_link(&code) {
+                Taken::First => forward::redirect(client, &self.page()),
+                Taken::Again => {
+                    forward::refuse(client, 403, LINK_TWICE);
+                    // Ends the wait of `run`, which says why. It cannot fail: the process is our own.
+                    let _ = kill(Pid::this(), Signal::SIGTERM);
+                }
+                Taken::Worthless => {
+                    let message = "this link is unknown or too old: open the address that `outcall ui` printed";
+                    forward::refuse(client, 403, message);
+                }
+            },
             Err(Refusal(message)) => forward::refuse(client, 403, &message),
         }
     }
@@ -125,18 +181,15 @@ impl Bridge {
         (self.streams.fetch_add(1, Ordering::Relaxed) < STREAMS).then_some(place)
     }
 
-    /// True for the first that has the code.
-    fn take_link(&self, code: &str) -> bool {
-        // A holder that panicked left it whole: it is replaced in one step.
+    /// What `code` is worth; the secret is void from the moment that it is shown again.
+    fn take_link(&self, code: &str) -> Taken {
+        // A holder that panicked left it whole: only `spent` ever changes.
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*link {
-            Some((known, until)) if known.is(code) => {
-                let young = Instant::now() < *until;
-                *link = None;
-                young
-            }
-            _ => false,
+        let taken = link.as_mut().map_or(Taken::Worthless, |link| link.take(code, Instant::now()));
+        if taken == Taken::Again {
+            self.void.store(true, Ordering::SeqCst);
         }
+        taken
     }
 }
 
@@ -168,7 +221,8 @@ fn open_browser(bridge: &Bridge, code: Secret) -> Option<Child> {
         return None;
     }
     let link = format!("http://127.0.0.1:{}/open/{}", bridge.port, code.text());
-    *bridge.link.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, Instant::now() + LINK_TIME));
+    let given = Link { code, until: Instant::now() + LINK_TIME, spent: false };
+    *bridge.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(given);
     let mut command = Command::new("xdg-open");
     // A group of its own: ^C ends this command and not the browser.
     command.arg(&link).process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -194,4 +248,39 @@ fn enough_descriptors() -> Result<(), CliError> {
         return Err(CliError::Unsuccessful(message));
     }
     setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_is_followed_again_voids_the_secret() {
+        let (now, code) = (Instant::now(), Secret::new().unwrap());
+        let link = Link { code: code.clone(), until: now + LINK_TIME, spent: false };
+        let bridge = Bridge {
+            socket: PathBuf::new(),
+            port: 0,
+            secret: Secret::new().unwrap(),
+            streams: AtomicUsize::new(0),
+            link: Mutex::new(Some(link)),
+            void: AtomicBool::new(false),
+        };
+        assert_eq!(bridge.take_link("x"), Taken::Worthless);
+        assert_eq!(bridge.take_link(code.text()), Taken::First);
+        assert_eq!(bridge.take_link("x"), Taken::Worthless);
+        assert!(!bridge.void.load(Ordering::SeqCst));
+        assert_eq!(bridge.take_link(code.text()), Taken::Again);
+        assert!(bridge.void.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_link_that_nobody_followed_in_time_gives_nothing_away() {
+        let (now, code) = (Instant::now(), Secret::new().unwrap());
+        let mut link = Link { code: code.clone(), until: now + LINK_TIME, spent: false };
+        assert_eq!(link.take(code.text(), now + LINK_TIME), Taken::Worthless);
+        // Whenever it is shown after it was used, somebody has the secret.
+        assert_eq!(link.take(code.text(), now), Taken::First);
+        assert_eq!(link.take(code.text(), now + 2 * LINK_TIME), Taken::Again);
+    }
 }
