@@ -3,9 +3,12 @@
 
 #![cfg(feature = "cli")]
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -163,6 +166,8 @@ fn reads(stream: &mut TcpStream, text: &str) -> String {
 
 /// The end of an echo.
 const END: &str = "\"success\":true}";
+/// The user and group that own nothing.
+const NOBODY: u32 = 65534;
 const JSON: &str = "Content-Type: application/json";
 
 #[test]
@@ -463,6 +468,64 @@ fn a_signal_ends_it_with_success() {
         assert_eq!(world.bridge.wait().unwrap().code(), Some(0));
         drop(kept);
     }
+}
+
+#[test]
+fn a_link_that_is_followed_twice_ends_the_bridge_and_says_why() {
+    let directory = std::env::temp_dir().join(format!("outcall-ui-link-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::set_permissions(&directory, Permissions::from_mode(0o777)).unwrap();
+    // A browser that only leaves its command line; and a copy of the command, since the build may be root's alone.
+    let (script, program) = (directory.join("script"), directory.join("outcall"));
+    std::fs::write(&script, format!("#!/bin/sh\necho \"$1\" > {}/link\n", directory.display())).unwrap();
+    install(&script, &directory.join("xdg-open"));
+    install(env!("CARGO_BIN_EXE_outcall").as_ref(), &program);
+    let mut command = Command::new(&program);
+    command.arg("--socket").arg(directory.join("host.sock")).args(["--json", "ui"]).env("PATH", with_path(&directory));
+    if nix::unistd::geteuid().is_root() {
+        // Root starts no browser.
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let mut bridge = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(bridge.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let link = loop {
+        match std::fs::read_to_string(directory.join("link")) {
+            Ok(link) if link.ends_with('\n') => break link.trim().to_owned(),
+            _ => assert!(Instant::now() < until, "no browser was started"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let place = link.strip_prefix("http://").unwrap();
+    let (host, path) = place.split_at(place.find('/').unwrap());
+    let follow = || {
+        let mut stream = TcpStream::connect(host).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        // The end of the process may cut the last answer.
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    let thief = follow();
+    assert_eq!(status(&thief), 303, "{thief}");
+    let browser = follow();
+    assert!(browser.is_empty() || browser.contains("followed twice"), "{browser}");
+    let output = bridge.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && words.contains("followed twice"), "{words}");
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// Copies a program. Not by this process: what one of its threads has open for writing while another one forks cannot
+/// be executed for a moment (ETXTBSY).
+fn install(from: &std::path::Path, to: &std::path::Path) {
+    assert!(Command::new("install").args(["-m", "755"]).arg(from).arg(to).status().unwrap().success());
+}
+
+/// `PATH` with `directory` first.
+fn with_path(directory: &std::path::Path) -> String {
+    format!("{}:{}", directory.display(), std::env::var("PATH").unwrap_or_default())
 }
 
 #[test]
