@@ -82,19 +82,31 @@ impl Unsent {
     }
 
     /// Writes until all is sent or the socket is full.
-    pub(super) fn flush(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+    pub(super) fn flush(&mut self, stream: &mut impl Write) -> io::Result<()> {
         while !self.is_empty() {
             match stream.write(&self.bytes[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.forget_sent();
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }
         self.bytes.clear();
         self.sent = 0;
         Ok(())
+    }
+
+    /// A client that is always a little behind must not have all that it ever took kept. What is moved is never more
+    /// than what was sent, however small the pieces.
+    fn forget_sent(&mut self) {
+        if self.sent >= self.len() {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
     }
 }
 
@@ -223,5 +235,44 @@ mod tests {
         assert_eq!(seen, [vec![1, 2, 3], vec![], vec![9]]);
         frames.extend(&[0, 101]);
         assert_eq!(frames.next(100), Err(()));
+    }
+
+    /// A socket that takes so many bytes and is full then.
+    struct Taking {
+        room: usize,
+        taken: Vec<u8>,
+    }
+
+    impl Write for Taking {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room);
+            self.room -= count;
+            self.taken.extend_from_slice(&bytes[..count]);
+            if count == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(count) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_always_behind_has_no_more_kept_than_twice_what_waits() {
+        let mut unsent = Unsent::default();
+        let mut stream = Taking { room: 0, taken: Vec::new() };
+        let mut wire = Vec::new();
+        unsent.push(&[0; 500]);
+        wire.extend([&[1, 244][..], &[0; 500]].concat());
+        for round in 1..=200 {
+            unsent.push(&[round; 1000]);
+            wire.extend([&[3, 232][..], &[round; 1000]].concat());
+            stream.room = 1002;
+            unsent.flush(&mut stream).unwrap();
+            assert_eq!(unsent.len(), 502);
+            assert!(unsent.bytes.len() <= 2 * 502, "{} bytes are kept", unsent.bytes.len());
+        }
+        stream.room = 502;
+        unsent.flush(&mut stream).unwrap();
+        assert!(unsent.is_empty() && stream.taken == wire);
     }
 }
