@@ -213,6 +213,27 @@ fn a_stream_is_fed_until_it_is_finished_and_a_slow_reader_loses_pieces() {
 }
 
 #[test]
+fn a_reader_that_is_always_behind_has_no_more_kept_than_twice_what_waits() {
+    let mut world = World::new();
+    world.send(b"GET /events HTTP/1.0\r\nHost: x\r\n\r\n");
+    let now = world.at(T0);
+    world.connection.answer(&Response::stream("application/x-ndjson"), now);
+    world.written();
+    assert!(world.connection.feed(&[0; 500], now));
+    let mut taken = Vec::new();
+    for round in 1..=200 {
+        assert!(world.connection.feed(&[round; 1000], now));
+        taken.extend_from_slice(&world.connection.output()[..1000]);
+        world.connection.wrote(1000, now);
+        assert_eq!(world.connection.output().len(), 500);
+        assert!(world.connection.output.len() <= 2 * 500, "{} bytes are kept", world.connection.output.len());
+    }
+    taken.extend_from_slice(world.connection.output());
+    let fed: Vec<u8> = [0; 500].into_iter().chain((1..=200).flat_map(|round| [round; 1000])).collect();
+    assert!(taken == fed);
+}
+
+#[test]
 fn a_half_closed_client_still_gets_its_answers() {
     let mut world = World::new();
     assert_eq!(path_of(world.send(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n")), "/1");
