@@ -32,6 +32,10 @@ const SESSIONS_MAX: usize = 512;
 const SESSIONS_PER_PEER: usize = 8;
 /// Receives in a row on one socket before others have their turn.
 const ROUNDS: usize = 4;
+/// Connections accepted in a row before others have their turn: half of what waits in a full backlog.
+const ACCEPTS: usize = 64;
+/// How long accepting pauses when the kernel has no descriptor or memory for a connection: it would spin otherwise.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long in-flight questions get when told to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How soon a gateway that could not be bound is tried again.
@@ -77,6 +81,10 @@ pub struct DnsServer {
     buffer: Box<[u8]>,
     /// Sockets that were left unread so that others had their turn.
     unread: Vec<usize>,
+    /// When accepting goes on after a failure: no event tells of what waits already.
+    accept_at: Option<Instant>,
+    /// Whether the last accept failed; that is said once.
+    accept_failing: bool,
     unacknowledged: Option<u64>,
     rebind_at: Option<Instant>,
     /// What was last said about addresses that cannot be bound or reached; said again only when it changes.
@@ -114,6 +122,8 @@ impl DnsServer {
             batch: Batch::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             unread: Vec::new(),
+            accept_at: None,
+            accept_failing: false,
             unacknowledged: None,
             rebind_at: None,
             unbound: None,
@@ -177,7 +187,7 @@ impl DnsServer {
         }
         let sessions = self.sessions.values().map(|session| session.deadline).min();
         let acknowledge = self.unacknowledged.map(|_| now + ACKNOWLEDGE_AGAIN);
-        let due = [self.core.deadline(), sessions, acknowledge, self.rebind_at, self.stop_by];
+        let due = [self.core.deadline(), sessions, acknowledge, self.accept_at, self.rebind_at, self.stop_by];
         due.into_iter().flatten().min().map(|at| at.saturating_duration_since(now))
     }
 
@@ -190,6 +200,13 @@ impl DnsServer {
         }
         if self.unacknowledged.is_some() {
             self.acknowledge();
+        }
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept_at = None;
+            let listeners: Vec<usize> = self.served.iter().map(|served| served.tcp).collect();
+            for token in listeners {
+                self.accept(token, now);
+            }
         }
         if self.rebind_at.is_some_and(|at| at <= now) {
             self.serve_wanted(now);
@@ -265,11 +282,21 @@ impl DnsServer {
                 return;
             }
         }
-        self.unread.push(token);
+        self.again(token);
+    }
+
+    /// Gives a socket another turn; one, even where an event asks for it too.
+    fn again(&mut self, token: usize) {
+        if !self.unread.contains(&token) {
+            self.unread.push(token);
+        }
     }
 
     fn accept(&mut self, token: usize, now: Instant) {
-        loop {
+        if self.stop_by.is_some() || self.accept_at.is_some() {
+            return;
+        }
+        for _ in 0..ACCEPTS {
             let Some(served) = self.served.iter().find(|served| served.tcp == token) else { return };
             let (mut stream, peer) = match served.pair.tcp.accept() {
                 Ok(accepted) => accepted,
@@ -278,10 +305,14 @@ impl DnsServer {
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(target: "dns", address = %served.pair.address, %error, "cannot accept");
+                    if !std::mem::replace(&mut self.accept_failing, true) {
+                        tracing::warn!(target: "dns", address = %served.pair.address, %error, "cannot accept");
+                    }
+                    self.accept_at = Some(now + ACCEPT_PAUSE);
                     return;
                 }
             };
+            self.accept_failing = false;
             let of_peer = self.sessions.values().filter(|session| session.peer.ip() == peer.ip()).count();
             if self.sessions.len() >= SESSIONS_MAX || of_peer >= SESSIONS_PER_PEER {
                 tracing::debug!(target: "dns", %peer, "connection over the limit, closed");
@@ -295,6 +326,7 @@ impl DnsServer {
                 self.sessions.insert(token, Session::new(stream, peer, now));
             }
         }
+        self.again(token);
     }
 
     fn read_session(&mut self, token: usize, now: Instant) {
@@ -306,7 +338,7 @@ impl DnsServer {
         let core = &mut self.core;
         match session.read(&mut self.buffer, now, |bytes| core.received(client, bytes, now)) {
             Reading::Drained => {}
-            Reading::Again => self.unread.push(token),
+            Reading::Again => self.again(token),
             Reading::Closed => self.close_session(token),
         }
     }
@@ -392,7 +424,7 @@ impl DnsServer {
             Transport::Tcp => {
                 let Some(session) = self.sessions.get_mut(&client.socket) else { return };
                 match session.answer(bytes, now) {
-                    Ok(true) => self.unread.push(client.socket),
+                    Ok(true) => self.again(client.socket),
                     Ok(false) => {}
                     Err(_) => self.close_session(client.socket),
                 }
@@ -483,3 +515,7 @@ impl DnsServer {
         self.next_token + kind
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
