@@ -223,6 +223,8 @@ impl Core {
             Incoming::Refused(refusal) => {
                 self.counters.total += 1;
                 let peer = self.identify(client.peer.ip(), now);
+                // It costs an answer and an event like any denial.
+                self.count_denied(&peer, client, now);
                 let stranger = matches!(peer, Peer::Stranger);
                 let reason = if stranger { "unknown_peer" } else { "refused_question" };
                 self.record(client, now, &peer, refusal.question.as_ref(), Outcome::block(reason, None));
@@ -322,9 +324,7 @@ impl Core {
         }
         match filter::judge(&self.snapshot.rules, &asked.query, &peer) {
             Judgement::Block { reason, rule } => {
-                if matches!(peer, Peer::Container(_)) {
-                    self.throttle.denied(asked.client.peer.ip().to_canonical(), now);
-                }
+                self.count_denied(&peer, asked.client, now);
                 let text = blocked_text(rule.as_deref());
                 let bytes = asked.query.no_such_name(Extended::Blocked, &text);
                 self.finish(asked, &peer, Outcome::block(reason, rule), bytes);
@@ -340,6 +340,12 @@ impl Core {
                     None => self.join(key, allowed, now),
                 }
             }
+        }
+    }
+
+    fn count_denied(&mut self, peer: &Peer, client: Client, now: Instant) {
+        if matches!(peer, Peer::Container(_)) {
+            self.throttle.denied(client.peer.ip().to_canonical(), now);
         }
     }
 

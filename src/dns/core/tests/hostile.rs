@@ -73,3 +73,17 @@ fn a_flood_of_denied_questions_is_dropped_above_the_rate_and_counted() {
     }
     assert!(!world.ask(&denied).is_empty());
 }
+
+#[test]
+fn questions_that_are_refused_unjudged_count_as_denied_ones() {
+    let mut notify = query("www.ok.example.", RecordType::A);
+    notify.metadata.op_code = OpCode::Notify;
+    let mut none = query("www.ok.example.", RecordType::A);
+    none.queries.clear();
+    let mut chaos = query("version.bind.", RecordType::TXT);
+    chaos.queries[0].set_query_class(DNSClass::CH);
+    for refused in [notify, none, chaos] {
+        let mut world = World::new();
+        assert_eq!((0..1500).filter(|_| !world.ask(&refused).is_empty()).count(), 1000);
+    }
+}
