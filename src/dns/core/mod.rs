@@ -37,7 +37,7 @@ use super::lookup::Upstreams;
 use super::message::{self, Extended, Incoming, Query, Transport};
 use super::random::Random;
 use flights::{Flight, Resolution};
-use throttle::Throttle;
+use throttle::{Fate, Throttle};
 
 pub(in crate::dns) use flights::{LOOKUPS_CLIENTS, LOOKUPS_PROXY};
 
@@ -210,10 +210,21 @@ impl Core {
     /// A message of a client; false when it is malformed.
     pub(in crate::dns) fn received(&mut self, client: Client, bytes: &[u8], now: Instant) -> bool {
         // A connection holds its peer back by itself: its questions are answered one after the other.
-        if matches!(client.transport, Transport::Udp) && self.throttle.drops(client.peer.ip().to_canonical(), now) {
-            self.counters.total += 1;
-            self.counters.blocked += 1;
-            return true;
+        if matches!(client.transport, Transport::Udp) {
+            match self.throttle.fate(client.peer.ip().to_canonical(), now) {
+                Fate::Read => {}
+                Fate::Dropped => {
+                    self.counters.total += 1;
+                    self.counters.blocked += 1;
+                    return true;
+                }
+                Fate::Recorded => {
+                    self.counters.total += 1;
+                    let peer = self.identify(client.peer.ip(), now);
+                    self.record(client, now, &peer, None, Outcome::block("flood", None));
+                    return true;
+                }
+            }
         }
         match message::read(bytes) {
             Incoming::Malformed => {

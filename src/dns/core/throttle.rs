@@ -16,7 +16,7 @@ pub(super) const DENIED_PER_SECOND: u32 = 200;
 pub(super) const DENIED_AT_ONCE: u32 = 1000;
 /// Buckets at most: every container of some networks. Without a bucket there is no limit.
 const BUCKETS_MAX: usize = 4096;
-/// Between two lines about what was dropped.
+/// Between two lines, and two events, about what was dropped in one flood of one container.
 const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// What is left for one container: a time that denials move on, and that real time catches up with.
@@ -24,13 +24,24 @@ struct Bucket {
     /// All is forgiven when this has passed.
     full_at: Instant,
     dropped: u64,
+    said_at: Option<Instant>,
+}
+
+/// What becomes of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is looked at.
+    Read,
+    /// It is dropped.
+    Dropped,
+    /// It is dropped, and that is to be recorded.
+    Recorded,
 }
 
 /// All buckets.
 #[derive(Default)]
 pub(super) struct Throttle {
     buckets: HashMap<IpAddr, Bucket>,
-    said_at: Option<Instant>,
 }
 
 /// What one denied question takes.
@@ -45,28 +56,31 @@ impl Throttle {
         if self.buckets.len() >= BUCKETS_MAX && !self.buckets.contains_key(&peer) {
             return;
         }
-        let bucket = self.buckets.entry(peer).or_insert(Bucket { full_at: now, dropped: 0 });
+        let bucket = self.buckets.entry(peer).or_insert(Bucket { full_at: now, dropped: 0, said_at: None });
         bucket.full_at = bucket.full_at.max(now) + COST;
     }
 
-    /// Whether a datagram of this peer is dropped.
-    pub(super) fn drops(&mut self, peer: IpAddr, now: Instant) -> bool {
+    /// Whether a datagram of this peer is looked at.
+    pub(super) fn fate(&mut self, peer: IpAddr, now: Instant) -> Fate {
         if self.buckets.is_empty() {
-            return false;
+            return Fate::Read;
         }
-        let Some(bucket) = self.buckets.get_mut(&peer) else { return false };
+        let Some(bucket) = self.buckets.get_mut(&peer) else { return Fate::Read };
         if bucket.full_at <= now {
             self.buckets.remove(&peer);
-            return false;
+            return Fate::Read;
         }
-        let empty = bucket.full_at.duration_since(now) >= COST * DENIED_AT_ONCE;
-        bucket.dropped += u64::from(empty);
-        if empty && self.said_at.is_none_or(|at| now >= at + SAID_EVERY) {
-            self.said_at = Some(now);
-            let dropped = bucket.dropped;
-            tracing::warn!(target: "dns", %peer, dropped, "over {DENIED_PER_SECOND} denied questions a second: datagrams of this container are dropped");
+        if bucket.full_at.duration_since(now) < COST * DENIED_AT_ONCE {
+            return Fate::Read;
         }
-        empty
+        bucket.dropped += 1;
+        if bucket.said_at.is_some_and(|at| now < at + SAID_EVERY) {
+            return Fate::Dropped;
+        }
+        bucket.said_at = Some(now);
+        let dropped = bucket.dropped;
+        tracing::warn!(target: "dns", %peer, dropped, "over {DENIED_PER_SECOND} denied questions a second: datagrams of this container are dropped");
+        Fate::Recorded
     }
 
     /// Forgets who is not `known`: the next holder of an address begins with a bucket of its own.
@@ -86,7 +100,7 @@ mod tests {
     fn flood(throttle: &mut Throttle, times: u32, now: Instant) -> u32 {
         let mut looked_at = 0;
         for _ in 0..times {
-            if !throttle.drops(PEER, now) {
+            if throttle.fate(PEER, now) == Fate::Read {
                 looked_at += 1;
                 throttle.denied(PEER, now);
             }
@@ -98,10 +112,10 @@ mod tests {
     fn a_flood_is_cut_to_the_rate_and_forgiven_with_time() {
         let (mut throttle, begin) = (Throttle::default(), Instant::now());
         assert_eq!(flood(&mut throttle, 5000, begin), DENIED_AT_ONCE);
-        assert!(!throttle.drops(OTHER, begin));
+        assert_eq!(throttle.fate(OTHER, begin), Fate::Read);
         assert_eq!(flood(&mut throttle, 5000, begin + Duration::from_secs(1)), DENIED_PER_SECOND);
         let later = begin + Duration::from_secs(60);
-        assert!(!throttle.drops(PEER, later) && throttle.buckets.is_empty());
+        assert!(throttle.fate(PEER, later) == Fate::Read && throttle.buckets.is_empty());
         assert_eq!(flood(&mut throttle, 5000, later), DENIED_AT_ONCE);
     }
 
@@ -109,9 +123,9 @@ mod tests {
     fn the_next_holder_of_an_address_begins_anew() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
         flood(&mut throttle, 5000, now);
-        assert!(throttle.drops(PEER, now));
+        assert_eq!(throttle.fate(PEER, now), Fate::Dropped);
         throttle.retain(|peer| peer != PEER);
-        assert!(!throttle.drops(PEER, now));
+        assert_eq!(throttle.fate(PEER, now), Fate::Read);
     }
 
     #[test]

@@ -87,3 +87,29 @@ fn questions_that_are_refused_unjudged_count_as_denied_ones() {
         assert_eq!((0..1500).filter(|_| !world.ask(&refused).is_empty()).count(), 1000);
     }
 }
+
+#[test]
+fn what_is_dropped_of_a_flood_is_one_event_of_each_container_every_ten_seconds() {
+    const NEIGHBOUR: &str = "10.200.0.6";
+    let mut world = World::new();
+    world.core.adopt(snapshot(world.now, &[(CONTAINER, "c1"), (NEIGHBOUR, "c2")], rules()), world.now);
+    let (sender, events) = crossbeam_channel::unbounded();
+    world.core.events = EventSink::new(sender);
+    let denied = query("www.no.example.", RecordType::A);
+    let floods = |world: &mut World| {
+        for peer in [CONTAINER, NEIGHBOUR] {
+            (0..1200).for_each(|_| drop(world.ask_from(peer, &denied)));
+        }
+        let floods = events.try_iter().filter(|event| event.reason == "flood");
+        floods.map(|event| (event.verdict, event.endpoint.unwrap().container_id.to_string())).collect::<Vec<_>>()
+    };
+    let both = [(Verdict::Block, "c1".to_owned()), (Verdict::Block, "c2".to_owned())];
+    assert_eq!(floods(&mut world), both);
+    for _ in 0..4 {
+        world.pass(2000);
+        assert_eq!(floods(&mut world), []);
+    }
+    world.pass(2000);
+    assert_eq!(floods(&mut world), both);
+    assert_eq!((world.core.counters.total, world.core.counters.blocked), (14400, 14400));
+}
