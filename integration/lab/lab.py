@@ -216,6 +216,12 @@ class Lab:
         """Has `function()` run when the scenario ends, passed or failed."""
         self._undo.append(function)
 
+    def flush_ruleset(self):
+        """Takes every table away, as `nft flush ruleset` of another tool does; Docker's come back when the scenario ends."""
+        dockers = self.space.run("iptables-save").out
+        self.undo(lambda: self.space.run("iptables-restore", input=dockers))
+        self.nft("flush", "ruleset")
+
     def nft(self, *arguments, input=None, check=True):
         """Runs nft in the lab's namespace."""
         return self.space.run("nft", *arguments, input=input, check=check)

@@ -150,7 +150,7 @@ def the_daemons_whole_work_under_the_filter_of_its_unit(lab):
     check(lab.client(network=other).curl("http://example.com/").status == 200)
     for word in ("down", "up"):
         check(daemon.cli("bridge", word).code == 0)
-    lab.nft("flush", "ruleset")
+    lab.flush_ruleset()
     wait_for(lambda: ("inet", "outcall") in lab.tables(), "the table to come back", 2)
     wait_for(lambda: client.curl("http://example.com/", seconds=3).status == 200, "service", 10)
     daemon.send(signal.SIGHUP)

@@ -255,9 +255,7 @@ def flush_ruleset_closes_again_at_once(lab):
     """What passes in the moment without a table is at most what fits into 200 ms."""
     lab.daemon(allow("example.com"))
     prober = Prober(lab, "5.10.8.1")
-    dockers = lab.space.run("iptables-save").out
-    lab.undo(lambda: lab.space.run("iptables-restore", input=dockers))
-    lab.nft("flush", "ruleset")
+    lab.flush_ruleset()
     wait_for(lambda: ("inet", "outcall") in lab.tables(), "the table", 1)
     wait_for(lambda: serves(prober.client), "service", 5)
     lab.internet.packets.clear()
