@@ -394,8 +394,8 @@ def parser_bombs_are_refused_in_time_and_memory(lab):
         start = time.monotonic()
         seen = ask(alpha, "/v1/requests/rules", {"rule_file": bomb})
         took = time.monotonic() - start
-        check(seen.status in (422, 413), (bomb[:60], seen))
-        check(took < 4, (bomb[:60], took))
+        check(seen.status == 422, (bomb[:60], seen))
+        check(took < 2, (bomb[:60], took))
     many = rule_file(*[rule(f"r{n}", "true") for n in range(10000)])
     check(ask(alpha, "/v1/requests/rules", {"rule_file": many}).status == 413)
     check(daemon.memory_kib() - before < 8192, (before, daemon.memory_kib()))
