@@ -169,7 +169,7 @@ class Daemon:
         self.process.send_signal(sig)
 
     def stop(self, sig=signal.SIGTERM):
-        """Stops it as an operator would; raises if it takes longer than the contract allows."""
+        """Stops it as an operator would; raises if it takes longer than the documents allow."""
         self.send(sig)
         sh.wait_for(lambda: self.process.poll() is not None, "outcalld to stop", STOP_SECONDS + 1)
         return self.process.returncode

@@ -34,7 +34,7 @@ pub enum ActionType {
 }
 
 impl ActionType {
-    /// The contract's word.
+    /// The word that the documents use.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -60,7 +60,7 @@ pub struct ContainerCreate {
 
 /// The answer to [`ContainerCreate`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerCreated {
     pub container_id: String,
     pub name: String,
@@ -83,7 +83,7 @@ pub struct ContainerStop {
 
 /// The answer to [`ContainerStop`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerStopped {
     pub name: String,
     /// `false` when it did not run.
@@ -103,7 +103,7 @@ pub struct ContainerRemove {
 
 /// The answer to [`ContainerRemove`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerRemoved {
     pub name: String,
     pub removed: bool,
@@ -119,7 +119,7 @@ pub struct ContainerPull {
 
 /// The answer to [`ContainerPull`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerPulled {
     pub image: String,
     pub pulled: bool,
@@ -127,7 +127,7 @@ pub struct ContainerPulled {
 
 /// One container of `GET /containers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerSummary {
     pub container_id: String,
     pub name: String,
@@ -155,7 +155,7 @@ pub struct ContainerDetail {
 
 /// A mount of [`ContainerDetail`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerMount {
     pub source: String,
     pub target: String,

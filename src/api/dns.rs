@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The DNS filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct DnsStatus {
     pub running: bool,
     pub listen_address: String,
@@ -18,7 +18,7 @@ pub struct DnsStatus {
 
 /// The cache's counters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct DnsCacheStats {
     pub entries: usize,
     pub max_entries: usize,
@@ -29,7 +29,7 @@ pub struct DnsCacheStats {
 
 /// One cached answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct DnsCacheEntry {
     pub hostname: String,
     pub record_type: String,
@@ -40,7 +40,7 @@ pub struct DnsCacheEntry {
 
 /// The cache with its entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct DnsCache {
     pub stats: DnsCacheStats,
     pub entries: Vec<DnsCacheEntry>,
@@ -48,7 +48,7 @@ pub struct DnsCache {
 
 /// `POST /dns/cache/flush`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct DnsFlushed {
     pub entries_flushed: usize,
 }

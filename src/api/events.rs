@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// One decision. Fields that do not apply are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct EventRecord {
     /// RFC 3339, UTC.
     pub ts: String,

@@ -1,6 +1,6 @@
 //! The JSON vocabulary of the operator API and the agent API, shared by daemon and clients. Imports nothing of the crate.
 //!
-//! Field names are the contract's. Requests refuse unknown fields.
+//! Field names are those of vendor-docs/operator-api.md and vendor-docs/agent-api.md. Requests refuse unknown fields.
 
 mod agent;
 mod bridge;

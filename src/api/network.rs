@@ -19,7 +19,7 @@ pub struct NetworkCreate {
 
 /// The answer to [`NetworkCreate`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkCreated {
     pub network_id: String,
     pub name: String,
@@ -40,7 +40,7 @@ pub struct NetworkSelect {
 
 /// `POST /network/destroy`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkDestroyed {
     pub name: String,
     pub destroyed: bool,
@@ -48,7 +48,7 @@ pub struct NetworkDestroyed {
 
 /// One network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkStatus {
     pub exists: bool,
     pub network_id: Option<String>,
@@ -61,7 +61,7 @@ pub struct NetworkStatus {
 
 /// A container on a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct AttachedContainer {
     pub name: String,
     pub ipv4_address: String,
@@ -69,7 +69,7 @@ pub struct AttachedContainer {
 
 /// `GET /network/config`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkConfig {
     pub subnet_block: String,
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ProxyStatus {
     pub running: bool,
     pub listen_address: String,
@@ -17,7 +17,7 @@ pub struct ProxyStatus {
 
 /// Interception.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct InterceptStatus {
     /// Always true: without a CA the answer is 404.
     pub ca_loaded: bool,

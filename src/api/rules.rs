@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// One row of `GET /rules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct RuleSummary {
     pub id: String,
     pub file: String,
@@ -21,7 +21,7 @@ pub struct RuleSummary {
 
 /// `GET /rule/ID`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct RuleDetail {
     pub id: String,
     pub file: String,
@@ -36,7 +36,7 @@ pub struct RuleDetail {
 
 /// The `egress:` part of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct EgressView {
     pub mode: String,
     pub ports: Vec<u16>,
@@ -46,7 +46,7 @@ pub struct EgressView {
 
 /// `POST /rules/reload`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct Reloaded {
     pub files_loaded: usize,
     pub rules_loaded: usize,
@@ -111,7 +111,7 @@ pub struct EvaluateRequest {
 
 /// The answer to [`EvaluateRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct Evaluated {
     /// `allow` or `block`.
     pub decision: String,
@@ -123,7 +123,7 @@ pub struct Evaluated {
 /// `POST /rule/test`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct RuleTest {
     pub expression: String,
     #[serde(default)]
@@ -141,7 +141,7 @@ pub struct RuleTested {
 
 /// One row of `GET /rules/active`: a flow that may leave directly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct ActiveRule {
     pub container: String,
     pub destination: String,
@@ -161,7 +161,7 @@ pub struct ActiveRule {
 
 /// `POST /rules/flush`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct RulesFlushed {
     pub removed: usize,
 }

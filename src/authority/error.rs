@@ -44,7 +44,7 @@ pub enum AuthorityError {
 }
 
 impl AuthorityError {
-    /// Whether interception is off for it, with a warning (CONTRACT 1): a file that is not there to be read.
+    /// Whether interception is off for it, with a warning: a file that is not there to be read.
     #[must_use]
     pub fn is_unreadable(&self) -> bool {
         matches!(self, AuthorityError::Unreadable { .. })

@@ -14,7 +14,7 @@ use super::certificate::CaCertificate;
 use super::mint::{MintError, Minted};
 use super::signer::LeavesCommand;
 
-/// Leaves that are kept (CONTRACT 8); the one that was not used for longest goes first.
+/// Leaves that are kept, as vendor-docs/tls-interception.md says; the one that was not used for longest goes first.
 pub const LEAVES_MAX: usize = 1024;
 
 /// Names that are being signed for at once: a tenth of a second of work for an RSA key of 4096 bits.

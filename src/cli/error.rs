@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_daemon_is_named_as_the_contract_says() {
+    fn an_absent_daemon_is_named_with_its_socket() {
         let expected = "cannot connect to outcalld at /run/x.sock — is it running?";
         assert_eq!(connect(std::io::ErrorKind::NotFound), expected);
         assert_eq!(connect(std::io::ErrorKind::ConnectionRefused), expected);

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_the_contracts() {
+    fn the_defaults_are_the_documented_ones() {
         let flags = parse(&[]).unwrap();
         assert_eq!(flags.socket, PathBuf::from("/run/outcall/host.sock"));
         assert_eq!((flags.bridge.as_str(), flags.dns_port), ("outcall0", 53));

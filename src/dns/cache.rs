@@ -13,7 +13,7 @@ use crate::names::HostName;
 
 use super::answer::Answer;
 
-/// The number of entries that CONTRACT promises.
+/// Entries, as vendor-docs/interfaces/dns.md says.
 pub(super) const ENTRIES_MAX: usize = 10_000;
 /// The memory that all answers together may take, in bytes: a container that is allowed a wildcard must not be able
 /// to fill the host with large answers. Ten thousand ordinary answers take about a quarter of it.

@@ -21,7 +21,7 @@ pub const RECORD_TYPE_MAX: usize = 16;
 
 /// The layer that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub enum Layer {
     Dns,
     Proxy,
@@ -36,7 +36,7 @@ impl Layer {
     pub const ALL: [Layer; 6] =
         [Layer::Dns, Layer::Proxy, Layer::Intercept, Layer::DirectIp, Layer::Kernel, Layer::AgentApi];
 
-    /// The contract's word.
+    /// The word that the documents use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ impl Layer {
 }
 
 impl Verdict {
-    /// The contract's word.
+    /// The word that the documents use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Verdict {
 
 /// Yes or no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub enum Verdict {
     Allow,
     Block,

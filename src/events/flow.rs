@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime};
 const SLOTS: usize = 8192;
 /// For how long a question waits for the connection that it was for, in seconds: what clients cache an answer.
 const NAME_WINDOW: u32 = 60;
-/// For how long an address belongs to the answer that gave it, in seconds: the longest grant (CONTRACT 4).
+/// For how long an address belongs to the answer that gave it, in seconds: the longest grant.
 const ADDRESS_WINDOW: u32 = 3600;
 /// For how long drops towards one address are one flow, in seconds: all that a connect() sends before it gives up.
 const DROP_WINDOW: u32 = 150;

@@ -146,7 +146,7 @@ impl EventLog {
     }
 }
 
-/// The contract's form of an event.
+/// The form of an event that vendor-docs/events.md describes.
 #[must_use]
 pub fn record(event: &Event, seq: u64) -> EventRecord {
     let endpoint = event.endpoint.as_ref();

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_is_the_contracts() {
+    fn the_status_is_the_documented_one() {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));

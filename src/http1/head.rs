@@ -3,7 +3,7 @@
 use super::scan::section_end;
 use super::{BodyFraming, Fields, Refusal};
 
-/// Bytes of a request head. CONTRACT: 431 over it.
+/// Bytes of a request head, 431 over it: what common servers take, and so what clients keep to.
 pub const REQUEST_HEAD_MAX: usize = 8 * 1024;
 
 /// Fields of a request. Browsers send about 20.

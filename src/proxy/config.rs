@@ -34,7 +34,7 @@ pub struct ProxyConfig {
 /// How long each state of a session may last. The defaults are what the daemon runs with.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// An unknown peer of a managed network is held while Docker is asked (CONTRACT 7).
+    /// An unknown peer of a managed network is held while Docker is asked.
     pub identify: Duration,
     /// From the first byte of a request head to its last: a slow head is an attack or a dead client.
     pub head: Duration,
@@ -56,7 +56,7 @@ pub struct Times {
     pub handshake: Duration,
     /// For a TLS 1.3 server that asked for a client certificate to say that it insists on one.
     pub demand: Duration,
-    /// A tunnel without a byte (CONTRACT 7).
+    /// A tunnel without a byte.
     pub tunnel_idle: Duration,
     /// To deliver a last answer, and to drain what the client still sends, so that no reset eats the answer.
     pub linger: Duration,

@@ -106,7 +106,7 @@ pub struct Tls<'a> {
 
 /// `docker.*`, at container create.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct Docker<'a> {
     pub image: Option<&'a str>,
     pub command: Option<&'a [&'a str]>,
@@ -117,7 +117,7 @@ pub struct Docker<'a> {
 
 /// `run.*`, of the agent API.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)] // the names are the contract's own words
+#[allow(missing_docs)] // the names are the documents' own words
 pub struct Run<'a> {
     pub tool: Option<&'a str>,
     pub args: Option<&'a [&'a str]>,

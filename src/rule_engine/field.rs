@@ -1,6 +1,6 @@
 //! The names a condition may use: every field with its type, and sets of fields.
 //!
-//! Owns the vocabulary of CONTRACT "Rules". Does not own the values: those are `context` and `facts`.
+//! Owns the vocabulary of vendor-docs/rules.md. Does not own the values: those are `context` and `facts`.
 
 /// The type of a field, as the checker sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ import time
 
 from harness import *
 
-# `Within a second` of the contract, and half a one for a busy machine, seconds.
+# `Within a second`, as vendor-docs/threat-model.md says, and half a one for a busy machine, seconds.
 ENDED = 1.5
 
 # Connects, says so, then exchanges a line with the far end's echo ten times a second; each exchange puts the time

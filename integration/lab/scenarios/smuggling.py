@@ -20,7 +20,7 @@ def post(*headers, body=b"", line=b"POST http://example.com/front HTTP/1.1", hos
 LENGTH_OF_SMUGGLED = b"Content-Length: %d" % len(SMUGGLED)
 CHUNKS_THEN_SMUGGLED = b"0\r\n\r\n" + SMUGGLED
 
-# What CONTRACT 7 says is refused with 400.
+# Refused with 400: vendor-docs/interfaces/http.md says why.
 REFUSED = {
     "two lengths": post(b"Content-Length: 0", LENGTH_OF_SMUGGLED, body=SMUGGLED),
     "two equal lengths": post(b"Content-Length: 5", b"Content-Length: 5", body=b"hello"),

@@ -114,7 +114,7 @@ def stamp(seconds_ago=0):
 
 
 def decision(seq, **fields):
-    """A decision as the contract has it."""
+    """A decision as vendor-docs/events.md describes it."""
     return {"ts": stamp(), "seq": seq, "layer": "proxy", "verdict": "block", "container": "alpha-1", "agent": "alpha",
             "reason": "no rule allows it", "host": "denied.example.net", "method": "GET", "path": "/", **fields}
 

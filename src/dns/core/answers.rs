@@ -27,7 +27,8 @@ const PRIVATE: &str = "outcall: only private or special-purpose addresses";
 const FILTERED: &str = "outcall: its addresses are blocked";
 /// Addresses of one answer whose packets are told to belong to it.
 const FLOW_ADDRESSES_MAX: usize = 32;
-/// The least and the longest time of a grant, in seconds (CONTRACT 4).
+/// The least and the longest time of a grant, in seconds: clients cache answers for longer
+/// than a short TTL says, and an address given for a day may be another host's by then.
 const GRANT_TTL: (u32, u32) = (60, 3600);
 
 impl Core {

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hardening_is_the_contracts() {
+    fn the_hardening_is_the_documented_one() {
         let body = made(&wish(|_| ()), false, true);
         let host = &body["HostConfig"];
         assert_eq!(host["CapDrop"], json!(["ALL"]));

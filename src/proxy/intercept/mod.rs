@@ -23,7 +23,7 @@ pub(super) mod upstream;
 
 pub use decode::{DecodeError, decode};
 
-/// Reasons of CONTRACT 8: `X-Outcall-Failure-Reason`, and the reasons of events.
+/// Why interception failed: `X-Outcall-Failure-Reason`, and the reasons of events.
 pub(super) mod reason {
     pub(in crate::proxy) const CERT_GEN_FAILED: &str = "cert_gen_failed";
     pub(in crate::proxy) const UPSTREAM_HANDSHAKE_FAILED: &str = "upstream_handshake_failed";
