@@ -18,7 +18,7 @@ use outcall::daemon::{Rate, Readiness, Snapshot};
 use outcall::docker_manager::{Directory, DockerCommand, Endpoint, ManagedNetwork};
 use outcall::event_loop::{Address, Mailbox, mailbox};
 use outcall::events::EventSink;
-use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
 use outcall::state::{RealDisk, RequestKeeper, RequestKeeperConfig, RequestStore, RequestsCommand};
 
 const ROLE: &str = "OUTCALL_TEST_ROLE";
@@ -44,7 +44,7 @@ rules:
 ";
 
 fn options() -> LoadOptions {
-    LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess }
+    LoadOptions { proxy: true, interception: false, guard: Guard::InProcess }
 }
 
 /// Where cgroups can be made: a v2 tree, or a v1 hierarchy.

@@ -12,8 +12,7 @@ use outcall::daemon::control::ControlMessage;
 use outcall::docker_manager::{Directory, Endpoint, ManagedNetwork};
 use outcall::event_loop::{Address, Reply, mailbox, reply_channel};
 use outcall::rule_engine::{
-    Action, Agent, Context, Guard, Http, Interception, LoadOptions, RuleEngine, RuleEngineCommand, RuleEngineConfig,
-    RuleSet,
+    Action, Agent, Context, Guard, Http, LoadOptions, RuleEngine, RuleEngineCommand, RuleEngineConfig, RuleSet,
 };
 use outcall::state::{
     RealDisk, RequestFailure, RequestKeeper, RequestKeeperConfig, RequestStore, RequestsCommand, Submission,
@@ -47,7 +46,7 @@ impl World {
         let base = std::env::temp_dir().join(format!("outcall-requests-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&base);
         std::fs::create_dir_all(base.join("rules.d")).unwrap();
-        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard };
+        let options = LoadOptions { proxy: true, interception: false, guard };
         let (published, rules) = crossbeam_channel::unbounded();
         let (control, control_thread) = looped(move |mut poll, inbox| {
             let mut events = mio::Events::with_capacity(4);

@@ -22,7 +22,7 @@ use outcall::event_loop::{Address, mailbox, reply_channel};
 use outcall::events::EventsCommand;
 use outcall::host_api::{HostApi, HostApiCommand, HostApiConfig, HostApiLinks, StartError};
 use outcall::proxy::ProxyCommand;
-use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
 use outcall::state::{DynamicRulesCommand, RequestFailure, RequestsCommand};
 use serde_json::{Value, json};
 
@@ -358,7 +358,7 @@ rules:
 "#;
 
 fn rules() -> Arc<RuleSet> {
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     let source = Source { name: "a.yaml".to_owned(), text: RULES.to_owned() };
     load_sources(&[source], &options, None).unwrap().set
 }

@@ -17,7 +17,7 @@ use outcall::docker_manager::{Directory, DockerCommand, ManagedNetwork};
 use outcall::event_loop::{Address, Mailbox, Reply, mailbox, reply_channel};
 use outcall::events::{Event, EventSink, Verdict};
 use outcall::names::HostName;
-use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,7 +48,7 @@ fn empty_snapshot(generation: u64) -> Arc<Snapshot> {
 fn rules() -> Arc<RuleSet> {
     let text =
         "version: '1'\nrules:\n  - { id: ok, condition: 'dns.query.endsWith(\".ok.example\")', action: allow }\n";
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     load_sources(&[Source { name: "test.yaml".to_owned(), text: text.to_owned() }], &options, None).unwrap().set
 }
 

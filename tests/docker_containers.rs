@@ -22,7 +22,7 @@ use outcall::docker_manager::{
 };
 use outcall::event_loop::{Address, Reply, mailbox, reply_channel};
 use outcall::events::EventSink;
-use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources};
 use serde_json::json;
 
 /// Longer than any of the manager's own limits of one command here.
@@ -176,7 +176,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn rules(text: &str) -> Arc<RuleSet> {
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     load_sources(&[Source { name: "a.yaml".to_owned(), text: text.to_owned() }], &options, None).unwrap().set
 }
 

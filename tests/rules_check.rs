@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use outcall::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, Source, load_sources};
 
 /// Every rule file in `text`: fenced as YAML in a document, or from its version line on in a program.
 fn files_in(path: &Path, text: &str) -> Vec<String> {
@@ -38,7 +38,7 @@ fn the_examples_of_the_documents_and_of_integration_are_clean() {
     let mut paths = vec![root.join("README.md")];
     walk(&root.join("vendor-docs"), &mut paths);
     walk(&root.join("integration"), &mut paths);
-    let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: true, guard: Guard::InProcess };
     let mut seen = Vec::new();
     for path in paths {
         let text = std::fs::read_to_string(&path).unwrap();

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use outcall::api::RuleTest;
-use outcall::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources, test_expression};
+use outcall::rule_engine::{Guard, LoadOptions, Source, load_sources, test_expression};
 use proptest::prelude::*;
 
 fn guard() -> Guard {
@@ -12,7 +12,7 @@ fn guard() -> Guard {
 }
 
 fn options() -> LoadOptions {
-    LoadOptions { proxy: true, interception: Interception::Absent, guard: guard() }
+    LoadOptions { proxy: true, interception: false, guard: guard() }
 }
 
 fn source(name: &str, text: impl Into<String>) -> Source {

@@ -1,16 +1,14 @@
-//! Loading rule files: the contract's order, errors and warnings.
+//! Loading rule files: order, errors and warnings.
 #![cfg(feature = "daemon")]
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use outcall::rule_engine::{
-    Context, Dns, Guard, Interception, LoadOptions, Loaded, RuleSet, Source, check, load, load_sources,
-};
+use outcall::rule_engine::{Context, Dns, Guard, LoadOptions, Loaded, RuleSet, Source, check, load, load_sources};
 
 fn options() -> LoadOptions {
-    LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess }
+    LoadOptions { proxy: true, interception: false, guard: Guard::InProcess }
 }
 
 fn source(name: &str, text: &str) -> Source {
@@ -139,7 +137,7 @@ rules:
         "1.yaml:18: `egress` is for allow rules; this one blocks",
         "1.yaml:20: rule c: CEL: column 13: mismatched input the end",
         "1.yaml:23: rule c: `$lop` is not defined in this file; did you mean `$loop`?",
-        "1.yaml:28: rule d: `mode: intercept` cannot be enforced: this build has no interception; use `mode: proxy`",
+        "1.yaml:28: rule d: `mode: intercept` needs a CA: start outcalld with --ca-cert and --ca-key",
         "2.yaml:1: `version` is \"2\"; this daemon reads \"1\"",
         "2.yaml:2: unknown field `rulez`; did you mean `rules`?",
     ];
@@ -212,9 +210,9 @@ fn what_cannot_be_enforced_does_not_load() {
     let fails = |source: &Source, options: &LoadOptions| {
         load_sources(std::slice::from_ref(source), options, None).err().map(|errors| errors.to_string())
     };
-    let no_ca = LoadOptions { interception: Interception::NoCa, ..options() };
+    let no_ca = LoadOptions { interception: false, ..options() };
     assert!(fails(&intercept, &no_ca).unwrap().contains("--ca-cert and --ca-key"));
-    let ready = LoadOptions { interception: Interception::Ready, ..options() };
+    let ready = LoadOptions { interception: true, ..options() };
     assert_eq!(fails(&intercept, &ready), None);
     let no_proxy = LoadOptions { proxy: false, ..ready };
     assert!(fails(&proxy, &no_proxy).unwrap().contains("--no-proxy"));

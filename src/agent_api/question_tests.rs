@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::agent_api::tests::endpoint;
-use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
+use crate::rule_engine::{Guard, LoadOptions, Source, load_sources};
 
 fn check(value: serde_json::Value) -> PermissionCheck {
     serde_json::from_value(value).unwrap()
@@ -11,7 +11,7 @@ fn check(value: serde_json::Value) -> PermissionCheck {
 /// The verdict of one allow rule.
 fn allowed(condition: &str, question: serde_json::Value) -> bool {
     let text = format!("version: \"1\"\nrules:\n  - id: a\n    action: allow\n    condition: |-\n      {condition}\n");
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     let source = Source { name: "a.yaml".to_owned(), text };
     let rules = load_sources(&[source], &options, None).unwrap().set;
     let question = Question::read(check(question)).unwrap();

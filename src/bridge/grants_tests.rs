@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::docker_manager::ManagedNetwork;
-use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
+use crate::rule_engine::{Guard, LoadOptions, Source, load_sources};
 
 fn rules(names: &[&str]) -> Arc<RuleSet> {
     let rule = |name: &&str| {
@@ -10,7 +10,7 @@ fn rules(names: &[&str]) -> Arc<RuleSet> {
         format!("  - {{ id: {name}, condition: '{condition}', action: allow, egress: {{ mode: direct_ip }} }}\n")
     };
     let text = format!("version: '1'\nrules:\n{}", names.iter().map(rule).collect::<String>());
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     load_sources(&[Source { name: "test.yaml".to_owned(), text }], &options, None).unwrap().set
 }
 

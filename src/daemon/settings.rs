@@ -9,7 +9,7 @@ use crate::authority;
 use crate::bridge::BridgeConfig;
 use crate::docker_manager::{DockerConfig, HostFiles};
 use crate::proxy::{ProxyConfig, Times};
-use crate::rule_engine::{Guard, Interception, LoadOptions};
+use crate::rule_engine::{Guard, LoadOptions};
 
 pub(super) fn bridge_config(flags: &Flags) -> BridgeConfig {
     BridgeConfig {
@@ -63,8 +63,7 @@ pub(super) fn interception_config(
 
 /// `ca` tells whether one is loaded.
 pub(super) fn load_options(flags: &Flags, ca: bool) -> LoadOptions {
-    let interception = if ca { Interception::Ready } else { Interception::NoCa };
-    LoadOptions { proxy: !flags.no_proxy, interception, guard: Guard::own() }
+    LoadOptions { proxy: !flags.no_proxy, interception: ca, guard: Guard::own() }
 }
 
 pub(super) fn agent_config(flags: &Flags) -> AgentApiConfig {

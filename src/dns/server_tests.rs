@@ -7,7 +7,7 @@ use crate::daemon::Readiness;
 use crate::docker_manager::Directory;
 use crate::event_loop::{self, Address};
 use crate::events::EventSink;
-use crate::rule_engine::{Guard, Interception, LoadOptions, load_sources};
+use crate::rule_engine::{Guard, LoadOptions, load_sources};
 
 /// A server that does only what a test tells it.
 struct World {
@@ -24,7 +24,7 @@ fn link<T>() -> Address<T> {
 impl World {
     fn new() -> Self {
         let now = Instant::now();
-        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+        let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
         let rules = load_sources(&[], &options, None).unwrap().set;
         let snapshot = Arc::new(Snapshot { generation: 1, rules, directory: Arc::new(Directory::empty(now)) });
         let poll = Poll::new().unwrap();

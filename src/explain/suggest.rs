@@ -6,7 +6,7 @@
 
 use crate::docker_manager::Peer;
 use crate::names::Host;
-use crate::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources, quoted};
+use crate::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources, quoted};
 
 use super::target::How;
 use super::walk::{Obstacle, Walk, Walked};
@@ -45,7 +45,7 @@ pub(super) fn suggest(question: &Question, walked: &Walked, resolved: &Resolved)
         let text = draft.write();
         let options = LoadOptions {
             proxy: draft.direct.is_none(),
-            interception: Interception::Absent,
+            interception: false,
             // The text is ours, of names and paths in normal form.
             guard: Guard::InProcess,
         };

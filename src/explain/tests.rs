@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::ExplainRequest;
 use crate::docker_manager::{Directory, Endpoint, ManagedNetwork};
-use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
+use crate::rule_engine::{Guard, LoadOptions, Source, load_sources};
 
 fn load(texts: &[&str]) -> Arc<crate::rule_engine::RuleSet> {
-    let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: true, guard: Guard::InProcess };
     let sources: Vec<Source> = texts
         .iter()
         .enumerate()

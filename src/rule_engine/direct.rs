@@ -33,13 +33,13 @@ impl RuleSet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Guard, Interception, LoadOptions, Source, load_sources};
+    use super::super::{Guard, LoadOptions, Source, load_sources};
     use super::*;
 
     fn opens(rules: &str, address: &str, port: u16) -> bool {
         let text = format!("version: \"1\"\nrules:\n{rules}");
         let sources = [Source { name: "r.yaml".into(), text }];
-        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+        let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
         let set = load_sources(&sources, &options, None).map(|loaded| loaded.set).unwrap();
         let agent = Agent { name: Some("a"), container: Some("a-1") };
         set.opens_directly(agent, "host.example", address.parse().unwrap(), port)

@@ -117,7 +117,7 @@ fn take<T>(waiting: &std::sync::Mutex<Option<T>>) -> Option<T> {
 mod tests {
     use super::*;
     use crate::event_loop::{mailbox, reply_channel};
-    use crate::rule_engine::{Guard, Interception};
+    use crate::rule_engine::Guard;
 
     const WITHIN: Duration = Duration::from_secs(10);
 
@@ -131,7 +131,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("outcall-engine-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         rules(&directory, "'true'");
-        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+        let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
         let config =
             RuleEngineConfig { directory: directory.clone(), options, current: Arc::new(RuleSet::block_all()) };
         let control_poll = mio::Poll::new().unwrap();

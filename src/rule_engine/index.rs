@@ -208,7 +208,7 @@ impl Iterator for Candidates<'_> {
 mod tests {
     use super::*;
     use crate::rule_engine::{
-        Agent, Context, Decision, Dns, Guard, Http, Interception, LoadOptions, Network, RuleSet, Source, load_sources,
+        Agent, Context, Decision, Dns, Guard, Http, LoadOptions, Network, RuleSet, Source, load_sources,
     };
     use proptest::prelude::*;
 
@@ -311,7 +311,7 @@ mod tests {
                     "  - {{id: r{number}, action: {action}, priority: {priority}, condition: {condition}{egress}}}\n"
                 );
             }
-            let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
+            let options = LoadOptions { proxy: true, interception: true, guard: Guard::InProcess };
             let sources = [Source { name: "t.yaml".to_owned(), text }];
             let loaded = load_sources(&sources, &options, None).unwrap_or_else(|errors| panic!("{errors}"));
             std::sync::Arc::into_inner(loaded.set).unwrap()

@@ -179,10 +179,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::rule_engine::{Action, Agent, Context, Guard, Http, Interception};
+    use crate::rule_engine::{Action, Agent, Context, Guard, Http};
 
-    const OPTIONS: LoadOptions =
-        LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    const OPTIONS: LoadOptions = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
 
     fn one(condition: &str) -> String {
         format!("version: \"1\"\nrules:\n  - id: a\n    action: allow\n    condition: {}\n", quoted(condition))

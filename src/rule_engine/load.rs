@@ -27,24 +27,13 @@ pub(super) const COMPILE_STACK: usize = 32 * 1024 * 1024;
 /// Conditions that wait between the child and the compiler.
 const COMPILE_QUEUE: usize = 256;
 
-/// Whether `mode: intercept` can be enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interception {
-    /// This build has no interception.
-    Absent,
-    /// It has, but no CA was given.
-    NoCa,
-    /// It works.
-    Ready,
-}
-
 /// What the daemon can enforce, and how sources are vetted.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// False with `--no-proxy`.
     pub proxy: bool,
-    /// Whether `intercept` rules load.
-    pub interception: Interception,
+    /// Whether `intercept` rules load: false without a CA.
+    pub interception: bool,
     /// Where hostile input is tried first.
     pub guard: Guard,
 }
@@ -358,14 +347,8 @@ impl Load<'_> {
                 rule: Some(draft.rule.id.clone()),
                 reason: reason.to_owned(),
             };
-            match (egress.mode, self.options.interception) {
-                (EgressMode::Intercept, Interception::Absent) => errors.push(about(
-                    "`mode: intercept` cannot be enforced: this build has no interception; use `mode: proxy`",
-                )),
-                (EgressMode::Intercept, Interception::NoCa) => {
-                    errors.push(about("`mode: intercept` needs a CA: start outcalld with --ca-cert and --ca-key"));
-                }
-                _ => {}
+            if egress.mode == EgressMode::Intercept && !self.options.interception {
+                errors.push(about("`mode: intercept` needs a CA: start outcalld with --ca-cert and --ca-key"));
             }
             match egress.mode {
                 EgressMode::Proxy | EgressMode::Intercept if self.options.proxy => {}

@@ -54,7 +54,7 @@ pub use document::ContextDocument;
 pub use engine::{RuleEngine, RuleEngineConfig};
 pub use guarded::{GUARDED_ARGUMENT, Guard};
 pub use installs::{Installs, installs};
-pub use load::{Interception, LoadError, LoadErrors, LoadOptions, Loaded, load, load_sources};
+pub use load::{LoadError, LoadErrors, LoadOptions, Loaded, load, load_sources};
 pub use model::{Action, Egress, EgressMode, Rule};
 pub use report::check;
 pub use ruleset::{Decision, RuleSet};

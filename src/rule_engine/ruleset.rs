@@ -316,7 +316,7 @@ impl Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule_engine::{Agent, Dns, Guard, Http, Interception, LoadOptions, Network, Source, load_sources};
+    use crate::rule_engine::{Agent, Dns, Guard, Http, LoadOptions, Network, Source, load_sources};
 
     /// A set of rules written as `ACTION[/MODE] CONDITION`, named r0, r1, …
     fn set(rules: &[&str]) -> RuleSet {
@@ -329,7 +329,7 @@ mod tests {
             let mode = mode.map(|mode| mode.replace("+body", "\n      match_body: true"));
             text += &mode.map_or_else(String::new, |mode| format!("    egress:\n      mode: {mode}\n"));
         }
-        let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
+        let options = LoadOptions { proxy: true, interception: true, guard: Guard::InProcess };
         let sources = [Source { name: "t.yaml".to_owned(), text }];
         let loaded = load_sources(&sources, &options, None).unwrap_or_else(|errors| panic!("{errors}"));
         Arc::into_inner(loaded.set).unwrap()

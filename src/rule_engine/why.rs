@@ -226,7 +226,7 @@ fn collect<'c>(part: &'c IdedExpr, condition: &'c Condition, found: &mut Vec<&'c
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule_engine::{Agent, Dns, Guard, Http, Interception, LoadOptions, Network, Source, load_sources};
+    use crate::rule_engine::{Agent, Dns, Guard, Http, LoadOptions, Network, Source, load_sources};
 
     fn set(conditions: &[&str]) -> Arc<RuleSet> {
         let mut text = "version: \"1\"\nrules:\n".to_owned();
@@ -234,7 +234,7 @@ mod tests {
             let condition = serde_json::Value::from(*condition);
             text += &format!("  - id: r{number}\n    action: allow\n    condition: {condition}\n");
         }
-        let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+        let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
         load_sources(&[Source { name: "t.yaml".to_owned(), text }], &options, None).unwrap().set
     }
 

@@ -19,7 +19,7 @@ use outcall::daemon::{Readiness, Snapshot};
 use outcall::docker_manager::{Directory, Endpoint, ManagedNetwork};
 use outcall::event_loop::{Address, Mailbox, mailbox, reply_channel};
 use outcall::events::{Event, EventSink};
-use outcall::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources};
 
 /// A public-looking address of the internet.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
@@ -346,7 +346,7 @@ pub fn container(network: &Arc<ManagedNetwork>, last: u8, veth: &str) -> (Space,
 
 /// Rules from text.
 pub fn rules(text: &str) -> Arc<RuleSet> {
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     let source = Source { name: "test.yaml".to_owned(), text: format!("version: '1'\nrules:\n{text}") };
     load_sources(&[source], &options, None).unwrap().set
 }

@@ -19,7 +19,7 @@ use outcall::docker_manager::{Directory, DockerCommand, Endpoint, ManagedNetwork
 use outcall::event_loop::{Address, Mailbox, mailbox, reply_channel};
 use outcall::events::{Event, EventSink, Verdict};
 use outcall::proxy::{Proxy, ProxyCommand, ProxyConfig, ProxyLinks, Times};
-use outcall::rule_engine::{Guard, Interception as InterceptRules, LoadOptions, RuleSet, Source, load_sources};
+use outcall::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources};
 
 /// Nothing on a loopback takes this long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ pub fn rules(lines: &[&str]) -> Arc<RuleSet> {
     if lines.is_empty() {
         return Arc::new(RuleSet::block_all());
     }
-    let options = LoadOptions { proxy: true, interception: InterceptRules::Ready, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: true, guard: Guard::InProcess };
     let sources = [Source { name: "t.yaml".to_owned(), text }];
     load_sources(&sources, &options, None).unwrap_or_else(|errors| panic!("{errors}")).set
 }

@@ -1,6 +1,6 @@
 //! Each remark with what it is about, and silence where nothing is wrong.
 
-use crate::rule_engine::{Guard, Interception, LoadOptions, Source, load_sources};
+use crate::rule_engine::{Guard, LoadOptions, Source, load_sources};
 
 /// `ACTION[/MODE] CONDITION` lines as r0, r1, …
 fn file(lines: &[&str]) -> String {
@@ -17,7 +17,7 @@ fn file(lines: &[&str]) -> String {
 }
 
 fn said(text: &str) -> Vec<String> {
-    let options = LoadOptions { proxy: true, interception: Interception::Ready, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: true, guard: Guard::InProcess };
     let sources = [Source { name: "t.yaml".to_owned(), text: text.to_owned() }];
     let loaded = load_sources(&sources, &options, None).unwrap_or_else(|errors| panic!("{errors}"));
     loaded.remarks().iter().map(ToString::to_string).collect()

@@ -14,7 +14,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record};
 use super::*;
 use crate::dns::answer::{self as answer_module};
 use crate::docker_manager::{Directory, Endpoint, ManagedNetwork};
-use crate::rule_engine::{Guard, Interception, LoadOptions, RuleSet, Source, load_sources};
+use crate::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources};
 
 const CONTAINER: &str = "10.200.0.5";
 const UPSTREAM: &str = "192.0.2.53:53";
@@ -82,7 +82,7 @@ rules:
 "#;
 
 fn rules() -> Arc<RuleSet> {
-    let options = LoadOptions { proxy: true, interception: Interception::Absent, guard: Guard::InProcess };
+    let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
     load_sources(&[Source { name: "test.yaml".to_owned(), text: RULES.to_owned() }], &options, None).unwrap().set
 }
 
