@@ -1,6 +1,8 @@
 //! Rule requests from submission to rules in force: the keeper, the rule engine and their files.
 #![cfg(feature = "daemon")]
 
+mod owner;
+
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use outcall::rule_engine::{
 use outcall::state::{
     RealDisk, RequestFailure, RequestKeeper, RequestKeeperConfig, RequestStore, RequestsCommand, Submission,
 };
+use owner::owner;
 
 const WITHIN: Duration = Duration::from_secs(20);
 const WANTED: &str =
@@ -48,20 +51,13 @@ impl World {
         std::fs::create_dir_all(base.join("rules.d")).unwrap();
         let options = LoadOptions { proxy: true, interception: false, guard };
         let (published, rules) = crossbeam_channel::unbounded();
-        let (control, control_thread) = looped(move |mut poll, inbox| {
-            let mut events = mio::Events::with_capacity(4);
-            loop {
-                poll.poll(&mut events, None).unwrap();
-                while let Some(message) = inbox.take() {
-                    match message {
-                        ControlMessage::Rules { rules, published: reply } => {
-                            published.send(rules).unwrap();
-                            reply.send(2);
-                        }
-                        _ => return,
-                    }
-                }
+        let (control, control_thread) = owner(move |message| match message {
+            ControlMessage::Rules { rules, published: reply } => {
+                published.send(rules).unwrap();
+                reply.send(2);
+                false
             }
+            _ => true,
         });
         let current = Arc::new(RuleSet::block_all());
         let config = RuleEngineConfig {

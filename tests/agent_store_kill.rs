@@ -1,20 +1,16 @@
-//! Rule requests survive a kill -9 at every single step of every write.
-//!
-//! The test runs itself as a child that works on a store, and kills itself before, in the middle of or after its
-//! Nth step on the disk, for every N there is. The parent then opens what is left as the next start would.
+//! Rule requests survive a kill -9 at every single step of every write: what is left is opened as the next start would.
 #![cfg(feature = "daemon")]
 
-mod killing_disk;
+mod disks;
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
-use killing_disk::KillingDisk;
+use disks::{FullDisk, KillingDisk, as_child, kill_at_each_moment, scratch};
 use outcall::state::{ApproveError, Disk, NotInstalled, RealDisk, RequestStore, RuleRequest, Status, StoreError};
 
-const STATE: &str = "OUTCALL_TEST_STORE";
-const KILL_AT: &str = "OUTCALL_TEST_KILL_AT";
 const NOW: &str = "2026-11-24T00:00:00Z";
 const ONE: &str = "rr-0000000000000001";
 const TWO: &str = "rr-0000000000000002";
@@ -42,8 +38,8 @@ fn tell(base: &Path, what: &str) {
 }
 
 /// The child's work: submit two, approve one, reject the other.
-fn work(base: &Path, kill_at: u32) {
-    let (mut store, _) = open(Box::new(KillingDisk { left: kill_at }), base);
+fn work(base: &Path, disk: KillingDisk) {
+    let (mut store, _) = open(Box::new(disk), base);
     for id in [ONE, TWO] {
         store.submit(request(id), |_| true, NOW).unwrap();
         tell(base, &format!("submitted-{id}"));
@@ -56,31 +52,14 @@ fn work(base: &Path, kill_at: u32) {
 
 #[test]
 fn child_of_the_kill_test() {
-    if let (Some(base), Ok(kill_at)) = (std::env::var_os(STATE), std::env::var(KILL_AT)) {
-        work(&PathBuf::from(base), kill_at.parse().unwrap());
-    }
-}
-
-fn scratch(name: &str) -> PathBuf {
-    let base = std::env::temp_dir().join(format!("outcall-store-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&base);
-    std::fs::create_dir_all(&base).unwrap();
-    base
+    as_child(work);
 }
 
 #[test]
 fn a_kill_at_any_step_leaves_the_old_state_or_the_new_one_and_never_half_an_approval() {
-    let mut kills = 0;
     let mut undone = 0;
-    for kill_at in 0.. {
-        let base = scratch("kill");
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_of_the_kill_test", "--test-threads=1"])
-            .env(STATE, &base)
-            .env(KILL_AT, kill_at.to_string())
-            .output()
-            .unwrap();
-        let (store, said) = open(Box::new(RealDisk), &base);
+    let kills = kill_at_each_moment("child_of_the_kill_test", "requests", |kill_at, base, _| {
+        let (store, said) = open(Box::new(RealDisk), base);
         let told = |what: &str| base.join(what).exists();
         assert!(said.iter().all(|line| line.contains("cut short")), "{kill_at}: {said:?}");
         undone += said.len();
@@ -101,17 +80,7 @@ fn a_kill_at_any_step_leaves_the_old_state_or_the_new_one_and_never_half_an_appr
             Some(Status::Rejected { reason }) => assert_eq!(reason.as_deref(), Some("no")),
             _ => assert!(!told("rejected"), "{kill_at}"),
         }
-        let done = child.status.success();
-        if !done {
-            use std::os::unix::process::ExitStatusExt as _;
-            assert_eq!(child.status.signal(), Some(9), "{}", String::from_utf8_lossy(&child.stderr));
-            kills += 1;
-        }
-        std::fs::remove_dir_all(&base).unwrap();
-        if done {
-            break;
-        }
-    }
+    });
     // Five ledgers and a rule file, seven moments each or so: if the steps were not seen, this test saw nothing.
     assert!(kills >= 30 && undone >= 5, "{kills} kills, {undone} undone");
 }
@@ -157,34 +126,9 @@ fn a_file_of_that_name_is_never_overwritten() {
 
 #[test]
 fn a_ledger_that_cannot_be_written_undoes_the_approval() {
-    struct FailingDisk {
-        writes: u32,
-    }
-    impl Disk for FailingDisk {
-        fn write(&mut self, path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-            self.writes += 1;
-            // Submission, intent and rule file go through; the mark and what follows do not.
-            if self.writes > 3 {
-                Err(std::io::ErrorKind::StorageFull.into())
-            } else {
-                RealDisk.write(path, bytes, mode)
-            }
-        }
-        fn sync(&mut self, path: &Path) -> std::io::Result<()> {
-            RealDisk.sync(path)
-        }
-        fn rename(&mut self, from: &Path, to: &Path) -> std::io::Result<()> {
-            RealDisk.rename(from, to)
-        }
-        fn remove(&mut self, path: &Path) -> std::io::Result<()> {
-            RealDisk.remove(path)
-        }
-        fn sync_directory(&mut self, path: &Path) -> std::io::Result<()> {
-            RealDisk.sync_directory(path)
-        }
-    }
     let base = scratch("full");
-    let (mut store, _) = open(Box::new(FailingDisk { writes: 0 }), &base);
+    // Submission, intent and rule file go through; the mark and what follows do not.
+    let (mut store, _) = open(Box::new(FullDisk(Arc::new(AtomicU32::new(3)))), &base);
     store.submit(request(ONE), |_| true, NOW).unwrap();
     let mut reloads = 0;
     let refused = store.approve(ONE, b"x", NOW, &mut || {

@@ -29,14 +29,8 @@ fn what_others_change_is_put_back_at_once() {
         return;
     }
     let outside = internet();
-    let mut daemon = Daemon::start();
-    daemon.rules = rules(DIRECT);
-    let default = network("outcall-default", "outcall0", 0);
-    daemon.ensure(&default);
-    let (a, a_end) = container(&default, 2, "vethA");
-    daemon.publish(&[&default], &[&a_end]);
-    let opened = grant(&daemon.rules, &a_end, Duration::from_secs(60));
-    daemon.ask(|done| BridgeCommand::Grant(opened, done)).unwrap();
+    let (daemon, _, a, a_end) = daemon_with_container(DIRECT);
+    daemon.open(&a_end, Duration::from_secs(60)).unwrap();
     let _web = outside.listen(PUBLIC, 443);
     let _other = outside.listen(PUBLIC, 444);
     let tampering = [
@@ -78,11 +72,7 @@ fn replacing_the_tables_under_traffic_lets_nothing_through() {
         return;
     }
     let outside = internet();
-    let mut daemon = Daemon::start();
-    let default = network("outcall-default", "outcall0", 0);
-    daemon.ensure(&default);
-    let (a, a_end) = container(&default, 2, "vethA");
-    daemon.publish(&[&default], &[&a_end]);
+    let (daemon, _, a, _) = daemon_with_container("");
     let flood = Flood::start(&a);
     for _ in 0..50 {
         // What is strange makes the daemon replace everything.
@@ -99,11 +89,7 @@ fn it_is_the_table_that_blocks() {
         return;
     }
     let outside = internet();
-    let mut daemon = Daemon::start();
-    let default = network("outcall-default", "outcall0", 0);
-    daemon.ensure(&default);
-    let (a, a_end) = container(&default, 2, "vethA");
-    daemon.publish(&[&default], &[&a_end]);
+    let (daemon, _, a, _) = daemon_with_container("");
     let web = outside.listen(PUBLIC, 443);
     assert!(!a.connects(PUBLIC, 443));
     // The thread is gone without a word; its tables stay. An accept at the head of the chain opens the way.
@@ -291,8 +277,7 @@ fn with_few_capabilities(pid: i32) {
     assert!(run("nft list table netdev outcall").contains("vethA"));
     daemon.rules = rules(DIRECT);
     daemon.publish(&[&default, &other], &[&endpoint]);
-    let opened = grant(&daemon.rules, &endpoint, Duration::from_secs(60));
-    daemon.ask(|done| BridgeCommand::Grant(opened, done)).unwrap();
+    daemon.open(&endpoint, Duration::from_secs(60)).unwrap();
     assert_eq!(daemon.ask(BridgeCommand::Flush).unwrap(), 1);
     daemon.stop(StopMode::Teardown);
 }
@@ -305,16 +290,10 @@ fn lockdown_and_a_panic_close_everything() {
     let outside = internet();
     lockdown(&config()).unwrap();
     assert!(run("nft list table inet outcall").contains("policy drop"));
-    let mut daemon = Daemon::start();
-    daemon.rules = rules(DIRECT);
-    let default = network("outcall-default", "outcall0", 0);
-    daemon.ensure(&default);
-    let (a, a_end) = container(&default, 2, "vethA");
-    daemon.publish(&[&default], &[&a_end]);
+    let (mut daemon, _, a, a_end) = daemon_with_container(DIRECT);
     let _web = outside.listen(PUBLIC, 443);
     let _proxy = TcpListener::bind((GATEWAY, 8080)).unwrap();
-    let opened = grant(&daemon.rules, &a_end, Duration::from_secs(60));
-    daemon.ask(|done| BridgeCommand::Grant(opened, done)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(60)).unwrap();
     let mut client = a.dial(PUBLIC, 443).unwrap();
     assert!(a.connects(GATEWAY, 8080));
     // The thread is alive, and does not take the closed table for a change to be put back.

@@ -198,15 +198,9 @@ fn an_identity_ends_with_its_veth_and_its_address_passes_on_clean() {
         return;
     }
     let outside = internet();
-    let mut daemon = Daemon::start();
-    daemon.rules = rules(DIRECT);
-    let default = network("outcall-default", "outcall0", 0);
-    daemon.ensure(&default);
-    let (a, a_end) = container(&default, 2, "vethA");
-    daemon.publish(&[&default], &[&a_end]);
+    let (mut daemon, default, a, a_end) = daemon_with_container(DIRECT);
     let _web = outside.listen(PUBLIC, 443);
-    let opened = grant(&daemon.rules, &a_end, Duration::from_secs(60));
-    daemon.ask(|done| BridgeCommand::Grant(opened, done)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(60)).unwrap();
     assert!(a.connects(PUBLIC, 443));
     drop(a);
     until("control to be told", || {
@@ -279,11 +273,7 @@ fn grants_open_flows_and_revoking_ends_them() {
     daemon.publish(&[&default], &[&a_end, &b_end]);
     let web = outside.listen(PUBLIC, 443);
     let _other = outside.listen(PUBLIC, 444);
-    let open = |daemon: &Daemon, ttl| {
-        let opened = grant(&daemon.rules, &a_end, ttl);
-        daemon.ask(|done| BridgeCommand::Grant(opened, done))
-    };
-    open(&daemon, Duration::from_secs(1)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(1)).unwrap();
     let mut client = a.dial(PUBLIC, 443).unwrap();
     let (mut server, peer) = web.accept().unwrap();
     // Masqueraded: the outside sees the host.
@@ -299,8 +289,8 @@ fn grants_open_flows_and_revoking_ends_them() {
     assert!(!a.connects(PUBLIC, 443));
     assert!(echoes(&mut client, &mut server));
     // A refresh lengthens.
-    open(&daemon, Duration::from_secs(1)).unwrap();
-    open(&daemon, Duration::from_secs(60)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(1)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(60)).unwrap();
     assert!(daemon.ask(BridgeCommand::Grants).unwrap()[0].expires_in > Duration::from_secs(50));
     let lengthened = Instant::now();
     until("the former end to pass", || lengthened.elapsed() > Duration::from_millis(1200));
@@ -317,7 +307,7 @@ fn grants_open_flows_and_revoking_ends_them() {
     // Flush, which also ends flows whose grant has expired.
     daemon.rules = rules(DIRECT);
     daemon.publish(&[&default], &[&a_end, &b_end]);
-    open(&daemon, Duration::from_secs(60)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(60)).unwrap();
     let mut client = a.dial(PUBLIC, 443).unwrap();
     let (mut server, _) = web.accept().unwrap();
     assert!(echoes(&mut client, &mut server));
@@ -329,7 +319,7 @@ fn grants_open_flows_and_revoking_ends_them() {
         many.addresses = vec![Ipv4Addr::from_bits(0x0808_0000 + u32::from(last))];
         daemon.ask(|done| BridgeCommand::Grant(many, done)).unwrap();
     }
-    open(&daemon, Duration::from_secs(60)).unwrap();
+    daemon.open(&a_end, Duration::from_secs(60)).unwrap();
     let listed = daemon.ask(BridgeCommand::Grants).unwrap();
     assert_eq!(listed.len(), 256);
     assert!(listed.iter().all(|flow| flow.destination != Ipv4Addr::new(8, 8, 0, 0)));

@@ -4,6 +4,7 @@
 #![cfg(feature = "daemon")]
 
 mod docker_fake;
+mod owner;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use docker_fake::{Fake, Trouble};
-use mio::{Events, Poll};
+use mio::Poll;
 use outcall::api::{self, ContainerCreate, ContainerCreated, Environment};
 use outcall::bridge::BridgeCommand;
 use outcall::daemon::Readiness;
@@ -23,6 +24,7 @@ use outcall::docker_manager::{
 use outcall::event_loop::{Address, Reply, mailbox, reply_channel};
 use outcall::events::EventSink;
 use outcall::rule_engine::{Guard, LoadOptions, RuleSet, Source, load_sources};
+use owner::owner;
 use serde_json::json;
 
 /// Longer than any of the manager's own limits of one command here.
@@ -35,23 +37,6 @@ struct World {
     bridge: Address<BridgeCommand>,
     control: Address<ControlMessage>,
     threads: Vec<JoinHandle<()>>,
-}
-
-fn owner<C: Send + 'static>(mut answer: impl FnMut(C) -> bool + Send + 'static) -> (Address<C>, JoinHandle<()>) {
-    let mut poll = Poll::new().unwrap();
-    let (address, inbox) = mailbox(&poll, 64).unwrap();
-    let thread = std::thread::spawn(move || {
-        let mut events = Events::with_capacity(4);
-        loop {
-            poll.poll(&mut events, None).unwrap();
-            while let Some(command) = inbox.take() {
-                if answer(command) {
-                    return;
-                }
-            }
-        }
-    });
-    (address, thread)
 }
 
 impl World {

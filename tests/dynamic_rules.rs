@@ -2,25 +2,24 @@
 //! a flow open that it could not write down.
 #![cfg(feature = "daemon")]
 
-mod killing_disk;
+mod disks;
+mod owner;
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use killing_disk::KillingDisk;
+use disks::{FullDisk, KillingDisk, as_child, kill_at_each_moment, scratch};
 use outcall::bridge::{
     Allowed, BridgeCommand, GrantedFlow, OperatorGrant, OperatorRefusal, OperatorWish, OwnedFlow, Protocol,
 };
 use outcall::docker_manager::{Endpoint, ManagedNetwork};
 use outcall::event_loop::{Address, mailbox, reply_channel};
-use outcall::state::{Disk, DynamicRules, DynamicRulesCommand, GrantKeeper, RealDisk};
+use outcall::state::{DynamicRules, DynamicRulesCommand, GrantKeeper, RealDisk};
+use owner::owner;
 
-const STATE: &str = "OUTCALL_TEST_STORE";
-const KILL_AT: &str = "OUTCALL_TEST_KILL_AT";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A time of whole seconds, as the file keeps it.
@@ -47,17 +46,10 @@ fn ports(rules: &DynamicRules) -> Vec<u16> {
     rules.kept(now()).iter().map(|grant| grant.flow.port).collect()
 }
 
-fn scratch(name: &str) -> PathBuf {
-    let base = std::env::temp_dir().join(format!("outcall-dynamic-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&base);
-    std::fs::create_dir_all(&base).unwrap();
-    base
-}
-
 /// The child's work; a line in a file that no crash takes back says what its caller was told.
-fn work(base: &Path, kill_at: u32) {
+fn work(base: &Path, disk: KillingDisk) {
     let tell = |what: &str| std::fs::write(base.join(what), "").unwrap();
-    let (mut rules, _) = DynamicRules::open(Box::new(KillingDisk { left: kill_at }), &base.join("state"), 7);
+    let (mut rules, _) = DynamicRules::open(Box::new(disk), &base.join("state"), 7);
     for port in [1, 2, 3] {
         rules.keep(grant(port), now()).unwrap();
         tell(&format!("kept-{port}"));
@@ -70,23 +62,13 @@ fn work(base: &Path, kill_at: u32) {
 
 #[test]
 fn child_of_the_kill_test() {
-    if let (Some(base), Ok(kill_at)) = (std::env::var_os(STATE), std::env::var(KILL_AT)) {
-        work(&PathBuf::from(base), kill_at.parse().unwrap());
-    }
+    as_child(work);
 }
 
 #[test]
 fn a_kill_at_any_step_leaves_the_grants_of_before_or_those_of_after() {
     let states: [&[u16]; 6] = [&[], &[1], &[1, 2], &[1, 2, 3], &[1, 3], &[]];
-    let mut kills = 0;
-    for kill_at in 0.. {
-        let base = scratch("kill");
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_of_the_kill_test", "--test-threads=1"])
-            .env(STATE, &base)
-            .env(KILL_AT, kill_at.to_string())
-            .output()
-            .unwrap();
+    let kills = kill_at_each_moment("child_of_the_kill_test", "grants", |kill_at, base, ended| {
         let (rules, said) = DynamicRules::open(Box::new(RealDisk), &base.join("state"), 7);
         assert!(said.is_empty(), "{kill_at}: {said:?}");
         let told = ["kept-1", "kept-2", "kept-3", "forgotten", "cleared"];
@@ -96,15 +78,8 @@ fn a_kill_at_any_step_leaves_the_grants_of_before_or_those_of_after() {
             found == states[done] || states.get(done + 1) == Some(&&found[..]),
             "{kill_at}: {done} done, {found:?}"
         );
-        std::fs::remove_dir_all(&base).unwrap();
-        if child.status.success() {
-            assert_eq!(done, told.len());
-            break;
-        }
-        use std::os::unix::process::ExitStatusExt as _;
-        assert_eq!(child.status.signal(), Some(9), "{}", String::from_utf8_lossy(&child.stderr));
-        kills += 1;
-    }
+        assert!(!ended || done == told.len());
+    });
     // Five writes of seven moments: if the steps were not seen, this test saw nothing.
     assert!(kills >= 30, "{kills} kills");
 }
@@ -142,30 +117,6 @@ fn what_has_expired_is_not_kept() {
     rules.keep(second, later).unwrap();
     assert_eq!(ports(&DynamicRules::open(Box::new(RealDisk), &base, 7).0), [2]);
     std::fs::remove_dir_all(&base).unwrap();
-}
-
-/// A disk that is full while the switch says so.
-struct FullDisk(Arc<AtomicBool>);
-
-impl Disk for FullDisk {
-    fn write(&mut self, path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-        if self.0.load(Ordering::Relaxed) {
-            return Err(std::io::ErrorKind::StorageFull.into());
-        }
-        RealDisk.write(path, bytes, mode)
-    }
-    fn sync(&mut self, path: &Path) -> std::io::Result<()> {
-        RealDisk.sync(path)
-    }
-    fn rename(&mut self, from: &Path, to: &Path) -> std::io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn remove(&mut self, path: &Path) -> std::io::Result<()> {
-        RealDisk.remove(path)
-    }
-    fn sync_directory(&mut self, path: &Path) -> std::io::Result<()> {
-        RealDisk.sync_directory(path)
-    }
 }
 
 fn wish(port: u16) -> OperatorWish {
@@ -218,33 +169,26 @@ fn allowed(wish: &OperatorWish) -> Allowed {
 
 /// A bridge that opens everything, and says what it was asked.
 fn bridge(said: Arc<Mutex<Vec<String>>>) -> Address<BridgeCommand> {
-    let mut poll = mio::Poll::new().unwrap();
-    let (address, inbox) = mailbox(&poll, 16).unwrap();
     // Ends with the test's process.
-    std::thread::spawn(move || {
-        let mut events = mio::Events::with_capacity(4);
-        loop {
-            poll.poll(&mut events, None).unwrap();
-            while let Some(command) = inbox.take() {
-                let say = |text: String| said.lock().unwrap().push(text);
-                match command {
-                    BridgeCommand::Restore { kept, .. } => say(format!("restore {}", kept.len())),
-                    BridgeCommand::Allow(wish, reply) => {
-                        say(format!("allow {}", wish.port));
-                        reply.send(Ok(allowed(&wish)));
-                    }
-                    BridgeCommand::TakeBack(flow, reply) => {
-                        say(format!("take back {}", flow.port));
-                        reply.send(Ok(()));
-                    }
-                    BridgeCommand::Flush(reply) => {
-                        say("flush".to_owned());
-                        reply.send(Ok(5));
-                    }
-                    _ => panic!("not asked for by the keeper"),
-                }
+    let (address, _) = owner(move |command| {
+        let say = |text: String| said.lock().unwrap().push(text);
+        match command {
+            BridgeCommand::Restore { kept, .. } => say(format!("restore {}", kept.len())),
+            BridgeCommand::Allow(wish, reply) => {
+                say(format!("allow {}", wish.port));
+                reply.send(Ok(allowed(&wish)));
             }
+            BridgeCommand::TakeBack(flow, reply) => {
+                say(format!("take back {}", flow.port));
+                reply.send(Ok(()));
+            }
+            BridgeCommand::Flush(reply) => {
+                say("flush".to_owned());
+                reply.send(Ok(5));
+            }
+            _ => panic!("not asked for by the keeper"),
         }
+        false
     });
     address
 }
@@ -252,8 +196,8 @@ fn bridge(said: Arc<Mutex<Vec<String>>>) -> Address<BridgeCommand> {
 #[test]
 fn a_grant_that_cannot_be_written_is_taken_back_and_a_flush_goes_through_all_the_same() {
     let base = scratch("keeper");
-    let (full, said) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-    let (rules, _) = DynamicRules::open(Box::new(FullDisk(Arc::clone(&full))), &base, 7);
+    let (room, said) = (Arc::new(AtomicU32::new(u32::MAX)), Arc::new(Mutex::new(Vec::new())));
+    let (rules, _) = DynamicRules::open(Box::new(FullDisk(Arc::clone(&room))), &base, 7);
     let poll = mio::Poll::new().unwrap();
     let (own, inbox) = mailbox(&poll, 16).unwrap();
     let keeper = GrantKeeper::new(rules, bridge(Arc::clone(&said)), poll, inbox, own.clone());
@@ -276,14 +220,14 @@ fn a_grant_that_cannot_be_written_is_taken_back_and_a_flush_goes_through_all_the
         assert_eq!(allow(port).unwrap().shown.port, port);
     }
     assert_eq!(on_disk(), [1, 2]);
-    full.store(true, Ordering::Relaxed);
+    room.store(0, Ordering::Relaxed);
     assert!(matches!(allow(3), Err(OperatorRefusal::Failed(text)) if text.contains("dynamic-rules.json")));
     assert_eq!(on_disk(), [1, 2]);
     // What ended is forgotten; the file follows as soon as it can.
     assert!(own.send(DynamicRulesCommand::Ended(vec![grant(1).flow])).is_ok());
     let refused = flush().unwrap_err();
     assert!(refused.contains("5 flows are closed") && refused.contains("may come back"), "{refused}");
-    full.store(false, Ordering::Relaxed);
+    room.store(u32::MAX, Ordering::Relaxed);
     assert_eq!(flush(), Ok(5));
     assert_eq!(on_disk(), [0u16; 0]);
     assert!(own.send(DynamicRulesCommand::Stop).is_ok());

@@ -270,6 +270,12 @@ impl Daemon {
         self.ask(|done| BridgeCommand::EnsureNetwork { bridge, subnet, gateway, done }).unwrap();
     }
 
+    /// Opens what a DNS answer of [`PUBLIC`] would, see [`grant`].
+    pub fn open(&self, endpoint: &Arc<Endpoint>, ttl: Duration) -> Result<(), String> {
+        let opened = grant(&self.rules, endpoint, ttl);
+        self.ask(|done| BridgeCommand::Grant(opened, done))
+    }
+
     /// Publishes a directory and waits until it is in force.
     pub fn publish(&mut self, networks: &[&Arc<ManagedNetwork>], endpoints: &[&Arc<Endpoint>]) {
         let mut directory = Directory::empty(Instant::now());
@@ -342,6 +348,19 @@ pub fn container(network: &Arc<ManagedNetwork>, last: u8, veth: &str) -> (Space,
         pid: space.pid(),
     });
     (space, endpoint)
+}
+
+/// A daemon with the rules of this text, if any, and one container on its default network, whose veth is `vethA`.
+pub fn daemon_with_container(text: &str) -> (Daemon, Arc<ManagedNetwork>, Space, Arc<Endpoint>) {
+    let mut daemon = Daemon::start();
+    if !text.is_empty() {
+        daemon.rules = rules(text);
+    }
+    let default = network("outcall-default", "outcall0", 0);
+    daemon.ensure(&default);
+    let (space, endpoint) = container(&default, 2, "vethA");
+    daemon.publish(&[&default], &[&endpoint]);
+    (daemon, default, space, endpoint)
 }
 
 /// Rules from text.

@@ -9,6 +9,7 @@ import random
 import time
 
 from harness import *
+from scenarios.agents import rule_file, submit, token_of
 
 SECONDS = int(os.environ.get("OUTCALL_CRASH_SECONDS", "40"))
 # Seconds from the start of the new process to the first allowed request that is served: 1 s is the aim on a quiet machine with
@@ -86,19 +87,9 @@ def kill_9_at_random_moments_under_load(lab):
     ], flags=["--on-exit", "keep"])
     lab.internet.names.set("direct.example.com", "5.66.1.1")
     client = lab.client(flags=["-v", f"{daemon.directory}/agent/agent:/run/outcall"])
-    client.py(
-        "import http.client, socket\n"
-        "class C(http.client.HTTPConnection):\n"
-        "  def connect(self):\n"
-        "    self.sock = socket.socket(socket.AF_UNIX); self.sock.connect('/run/outcall/agent.sock')\n"
-        "def call(path, body, token=None):\n"
-        "  c = C('localhost'); h = {'Authorization': 'Bearer ' + token} if token else {}\n"
-        "  c.request('POST', path, json.dumps(body), h); return json.loads(c.getresponse().read())\n"
-        "token = call('/v1/checkin', {})['session_token']\n"
-        "for n in range(3):\n"
-        "  text = f'version: \"1\"\\nrules:\\n  - id: asked-{n}\\n    condition: http.host == \"a{n}.example.com\"\\n'\n"
-        "  call('/v1/requests/rules', {'rule_file': text + '    action: allow\\n'}, token)\n"
-        "result = True")
+    token_of(client)
+    for n in range(3):
+        submit(client, rule_file(rule(f"asked-{n}", f'http.host == "a{n}.example.com"')))
     answer = daemon.api("POST", "/api/v1/rule/allow", {
         "container": client.name, "src_ip": client.ip, "destination": "5.66.2.1", "protocol": "tcp", "port": 7000})
     check(answer.status == 201, answer)

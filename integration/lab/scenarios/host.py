@@ -7,6 +7,7 @@ import signal
 
 import daemon as daemon_module
 from harness import *
+from scenarios.agents import rule_file, submit, token_of
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REPOSITORY = daemon_module.REPOSITORY
@@ -130,19 +131,9 @@ def the_daemons_whole_work_under_the_filter_of_its_unit(lab):
     daemon.write_rules("version: nonsense", "broken.yaml")
     check(daemon.api("POST", "/api/v1/rules/reload").status == 422)
     os.unlink(f"{daemon.rules_dir}/broken.yaml")
-    asked = client.py(
-        "import http.client, socket\n"
-        "class C(http.client.HTTPConnection):\n"
-        "  def connect(self):\n"
-        "    self.sock = socket.socket(socket.AF_UNIX); self.sock.connect('/run/outcall/agent.sock')\n"
-        "def call(path, body, token=None):\n"
-        "  c = C('localhost'); h = {'Authorization': 'Bearer ' + token} if token else {}\n"
-        "  c.request('POST', path, json.dumps(body), h); return json.loads(c.getresponse().read())\n"
-        "token = call('/v1/checkin', {})['session_token']\n"
-        "rule = 'version: \"1\"\\nrules:\\n  - id: asked\\n    condition: http.host == \"asked.example.com\"\\n"
-        "    action: allow\\n'\n"
-        "result = call('/v1/requests/rules', {'rule_file': rule}, token)")
-    approved = daemon.cli("requests", "approve", asked["id"])
+    token_of(client)
+    asked = submit(client, rule_file(rule("asked", 'http.host == "asked.example.com"')))
+    approved = daemon.cli("requests", "approve", asked)
     check(approved.code == 0, approved)
     check(client.curl("http://asked.example.com/").status == 200)
     # Networks, bridges down and up, a table that is taken away, Docker's restart.

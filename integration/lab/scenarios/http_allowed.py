@@ -206,10 +206,8 @@ def health_of_the_proxy_answers_containers_and_loopback(lab):
     check(response.body == b'{"status":"ok"}', response.body)
 
 
-@scenario(deadline=120)
-def the_clients_that_people_use(lab):
-    lab.daemon(allow("example.com", "github.com"))
-    client = lab.client()
+def clones_by_git(lab, client):
+    """Puts a repository behind github.com, and clones it from inside."""
     repository = lab.path("repository")
     run(["/usr/bin/git", "init", "-q", "-b", "main", f"{repository}/work"])
     git = ["/usr/bin/git", "-C", f"{repository}/work", "-c", "user.name=a", "-c", "user.email=a@lab"]
@@ -220,9 +218,15 @@ def the_clients_that_people_use(lab):
     run(["/usr/bin/git", "clone", "-q", "--bare", f"{repository}/work", f"{repository}/bare.git"])
     run(["/usr/bin/git", "-C", f"{repository}/bare.git", "update-server-info"])
     lab.internet.origin.serve_files(repository)
-
     done = client.sh("git clone -q https://github.com/files/bare.git /tmp/clone && cat /tmp/clone/file")
     check(done.code == 0 and done.text == "content\n", done)
+
+
+@scenario(deadline=120)
+def the_clients_that_people_use(lab):
+    lab.daemon(allow("example.com", "github.com"))
+    client = lab.client()
+    clones_by_git(lab, client)
     done = client.sh("wget -q -O - --ca-certificate=/lab/root.pem https://example.com/wget")
     check(done.code == 0 and "/wget" in done.text, done)
     check(client.py('''

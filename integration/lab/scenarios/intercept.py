@@ -5,6 +5,7 @@ import os
 import struct
 
 from harness import *
+from scenarios.http_allowed import clones_by_git
 
 MESSAGES = ('http.host == "api.example.com" && http.method == "POST" && '
             'http.path.startsWith("/v1/messages")')
@@ -92,18 +93,7 @@ def the_clients_that_people_use_need_only_the_bundle(lab):
     rules = [intercept("get", 'http.host in ["api.example.com", "github.com"] && http.method == "GET"')]
     daemon = lab.daemon(rules, make_ca(lab))
     client = trusting(lab)
-    repository = lab.path("repository")
-    run(["/usr/bin/git", "init", "-q", "-b", "main", f"{repository}/work"])
-    git = ["/usr/bin/git", "-C", f"{repository}/work", "-c", "user.name=a", "-c", "user.email=a@lab"]
-    with open(f"{repository}/work/file", "w") as file:
-        file.write("content\n")
-    run([*git, "add", "."])
-    run([*git, "commit", "-q", "-m", "first"])
-    run(["/usr/bin/git", "clone", "-q", "--bare", f"{repository}/work", f"{repository}/bare.git"])
-    run(["/usr/bin/git", "-C", f"{repository}/bare.git", "update-server-info"])
-    lab.internet.origin.serve_files(repository)
-    done = client.sh("git clone -q https://github.com/files/bare.git /tmp/clone && cat /tmp/clone/file")
-    check(done.code == 0 and done.text == "content\n", done)
+    clones_by_git(lab, client)
     check(client.curl("https://api.example.com/curl").json["target"] == "/curl")
     check(client.py('''
 import requests, urllib.request
