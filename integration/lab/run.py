@@ -3,10 +3,14 @@
 
 Usage: run.py [--list] [PATTERN...]   (a pattern is a part of `file.scenario`)
 
-One line a scenario; failures with the daemon's log; the last line is `N passed, N failed`.
+One line a scenario; failures with the daemon's log; the last line is `N passed, N failed`. A long
+run has two lanes: two labs side by side, each with a Docker Engine of its own, that take the next
+scenario as they get free; those that measure run when the other lane is done.
 """
 
 import importlib
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -18,9 +22,13 @@ sys.path.insert(0, HERE)
 sys.dont_write_bytecode = True
 
 import harness  # noqa: E402
+import sh  # noqa: E402
 from daemon import binary  # noqa: E402
 from lab import Lab  # noqa: E402
 
+# Labs side by side, and how many scenarios make a second one worth its start.
+LANES = 2
+LANE_WORTH = 20
 # Sweeping has a deadline of its own, seconds: a stuck container must not stop the run.
 SWEEP_DEADLINE = 90
 
@@ -102,37 +110,113 @@ def main(arguments):
         if missing:
             say(f"lab: {', '.join(missing)} not built: run `cargo build --release` first")
             return 1
-    signal.signal(signal.SIGALRM, strike)
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, leave)
-    say("lab: making namespaces, Docker Engine, images and the internet")
-    began = time.monotonic()
-    lab = Lab(say)
-    say(f"lab: up after {time.monotonic() - began:.1f} s; {len(scenarios)} scenarios")
     counts = {"ok": 0, "FAIL": 0, "skip": 0}
     failures = []
     try:
-        for scenario in scenarios:
-            start = time.monotonic()
-            verdict, details = run_one(lab, scenario)
+        for name, verdict, seconds, details in results(scenarios):
             counts[verdict] += 1
-            say(f"{verdict:4} {time.monotonic() - start:6.2f} s  {scenario.name}")
+            say(f"{verdict:4} {seconds:6.2f} s  {name}")
             if verdict != "ok":
                 say(details)
             if verdict == "FAIL":
-                failures.append(scenario.name)
+                failures.append(name)
     except KeyboardInterrupt:
         say("lab: interrupted")
         failures.append("(interrupted)")
         counts["FAIL"] += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        lab.close()
     if failures:
         say("failed: " + " ".join(failures))
     skipped = f", {counts['skip']} skipped" if counts["skip"] else ""
     say(f"{counts['ok']} passed, {counts['FAIL']} failed{skipped}")
     return 1 if counts["FAIL"] else 0
+
+
+def results(scenarios):
+    """Runs the scenarios in as many lanes as they are worth; yields (name, verdict, seconds, details) as each ends."""
+    count = max(1, min(LANES, len(scenarios) // LANE_WORTH))
+    say(f"lab: making namespaces, Docker Engine, images and the internet, {count} of each")
+    together = [s for s in scenarios if count == 1 or not s.alone]
+    alone = [s for s in scenarios if s not in together]
+    turn, quiet = multiprocessing.Value("i", 0), multiprocessing.Event()
+    lanes, ends = {}, {}
+    for number in range(count):
+        reading, writing = multiprocessing.Pipe(duplex=False)
+        last = alone if number == 0 else []
+        process = multiprocessing.Process(target=lane, args=(together, last, turn, quiet, writing.send))
+        process.start()
+        writing.close()
+        lanes[reading], ends[process.sentinel] = process, process
+    done = 0
+    try:
+        while ends or lanes:
+            if len(ends) <= 1:
+                quiet.set()
+            for ready in multiprocessing.connection.wait([*lanes, *ends]):
+                if ready in ends:
+                    ends.pop(ready).join()
+                elif (message := received(ready)) is None:
+                    lanes.pop(ready)
+                else:
+                    done += 1
+                    yield message
+    finally:
+        for process in ends.values():
+            process.terminate()
+        for process in ends.values():
+            process.join()
+    if done < len(scenarios):
+        yield "(the lab itself)", "FAIL", 0.0, f"    {len(scenarios) - done} scenarios did not run"
+
+
+def received(pipe):
+    """The next message, or None at the end."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
+def lane(together, alone, turn, quiet, tell):
+    """One lab of its own: takes scenarios by turn, then, when all is quiet, those that run alone."""
+    sh.die_with_parent(signal.SIGTERM)()
+    for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(ending, leave)
+    signal.signal(signal.SIGALRM, strike)
+    lab = None
+    try:
+        began = time.monotonic()
+        lab = Lab(say)
+        say(f"lab: up after {time.monotonic() - began:.1f} s")
+        while (index := taken(turn)) < len(together):
+            tell(timed(lab, together[index]))
+        if alone:
+            quiet.wait()
+        for scenario in alone:
+            tell(timed(lab, scenario))
+    except KeyboardInterrupt:
+        pass
+    except Exception:
+        say(traceback.format_exc())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if lab:
+            lab.close()
+
+
+def taken(turn):
+    """The number of the next scenario that nobody has taken."""
+    with turn.get_lock():
+        turn.value += 1
+        return turn.value - 1
+
+
+def timed(lab, scenario):
+    """Runs one scenario; gives (name, verdict, seconds, details)."""
+    start = time.monotonic()
+    verdict, details = run_one(lab, scenario)
+    return scenario.name, verdict, time.monotonic() - start, details
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def a_daemon_that_does_not_see_pids_says_what_to_change(lab):
         check(done.code == 5 and done.text == "", done)
 
 
-@scenario(deadline=90)
+@scenario(deadline=90, alone=True)
 def half_sent_requests_of_one_container_do_not_delay_another(lab):
     """500 connections that stop in the middle of a request, made anew whenever the daemon ends one."""
     daemon = lab.daemon(TOOLS, flags=["--agent-perm-rate", "100000/10"])

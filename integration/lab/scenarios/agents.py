@@ -376,7 +376,7 @@ def requests_survive_a_crash_of_the_daemon(lab):
     check(alpha.curl("http://example.com/").status == 403)
 
 
-@scenario(deadline=90)
+@scenario(deadline=90, alone=True)
 def parser_bombs_are_refused_in_time_and_memory(lab):
     daemon = lab.daemon(flags=["--agent-rule-rate", "100/10"])
     alpha = agent(lab, daemon, "alpha-1")

@@ -76,7 +76,7 @@ def whole_lines(daemon):
     return events, cut
 
 
-@scenario(deadline=SECONDS + 120)
+@scenario(deadline=SECONDS + 120, alone=True)
 def kill_9_at_random_moments_under_load(lab):
     seed = int(os.environ.get("OUTCALL_CRASH_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"     seed {seed}, {SECONDS} s", flush=True)

@@ -233,7 +233,7 @@ def a_killed_docker_with_live_containers_changes_nothing_for_them(lab):
     lab.engine.start()
 
 
-@scenario()
+@scenario(alone=True)
 def a_flushed_or_deleted_table_is_put_back_within_200_ms(lab):
     daemon = lab.daemon(allow("example.com"))
     prober = Prober(lab, "5.10.7.1")

@@ -102,7 +102,7 @@ def yaml_that_is_no_rule_file_is_refused(lab):
     check(daemon.api("GET", "/api/v1/health").status == 200)
 
 
-@scenario()
+@scenario(alone=True)
 def hostile_cel_is_refused_in_time_and_memory(lab):
     daemon = lab.daemon(allow("example.com"))
     before = daemon.memory_kib()
@@ -120,7 +120,7 @@ def hostile_cel_is_refused_in_time_and_memory(lab):
     check(daemon.api("GET", "/api/v1/rules").data[0]["id"] == "allow-example.com")
 
 
-@scenario()
+@scenario(alone=True)
 def ten_thousand_rules_load_in_time_and_stay_fast(lab):
     daemon = lab.daemon(allow("example.com"))
     client = lab.client()
