@@ -60,10 +60,12 @@ pub struct ContainerCreate {
 
 /// The answer to [`ContainerCreate`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerCreated {
+    /// Docker's id, 64 hex digits.
     pub container_id: String,
+    /// The name, given or made up.
     pub name: String,
+    /// Always `true`: what was not made is an error.
     pub created: bool,
     /// What a caller should know: ports that stay closed, warnings of Docker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -83,8 +85,8 @@ pub struct ContainerStop {
 
 /// The answer to [`ContainerStop`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerStopped {
+    /// The container's name.
     pub name: String,
     /// `false` when it did not run.
     pub stopped: bool,
@@ -103,9 +105,10 @@ pub struct ContainerRemove {
 
 /// The answer to [`ContainerRemove`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerRemoved {
+    /// The name that it had.
     pub name: String,
+    /// Always `true`: what was not removed is an error.
     pub removed: bool,
 }
 
@@ -119,21 +122,25 @@ pub struct ContainerPull {
 
 /// The answer to [`ContainerPull`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerPulled {
+    /// As it was asked for.
     pub image: String,
+    /// Always `true`: what was not pulled is an error.
     pub pulled: bool,
 }
 
 /// One container of `GET /containers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerSummary {
+    /// Docker's id, 64 hex digits.
     pub container_id: String,
+    /// Without Docker's leading slash.
     pub name: String,
+    /// As it was named when the container was made.
     pub image: String,
     /// Docker's word: `running`, `exited`, …
     pub state: String,
+    /// Whole name of its managed network.
     pub network: String,
     /// RFC 3339.
     pub created_at: String,
@@ -155,10 +162,12 @@ pub struct ContainerDetail {
 
 /// A mount of [`ContainerDetail`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ContainerMount {
+    /// Path on the host, or the volume's.
     pub source: String,
+    /// Path in the container.
     pub target: String,
+    /// Whether the container cannot write there.
     pub read_only: bool,
 }
 

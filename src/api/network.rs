@@ -19,11 +19,14 @@ pub struct NetworkCreate {
 
 /// The answer to [`NetworkCreate`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkCreated {
+    /// Docker's id, 64 hex digits.
     pub network_id: String,
+    /// Whole name, `outcall-…`.
     pub name: String,
+    /// CIDR.
     pub subnet: String,
+    /// The bridge's address: DNS and proxy of its containers.
     pub gateway: String,
     /// `false` when it existed.
     pub created: bool,
@@ -40,36 +43,44 @@ pub struct NetworkSelect {
 
 /// `POST /network/destroy`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkDestroyed {
+    /// Whole name, `outcall-…`.
     pub name: String,
+    /// Always `true`: an unknown network is an error.
     pub destroyed: bool,
 }
 
 /// One network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkStatus {
+    /// Whether Docker has it.
     pub exists: bool,
+    /// Docker's id, 64 hex digits.
     pub network_id: Option<String>,
+    /// Whole name, `outcall-…`.
     pub name: String,
+    /// CIDR.
     pub subnet: Option<String>,
+    /// The bridge's address: DNS and proxy of its containers.
     pub gateway: Option<String>,
+    /// The link's name on the host.
     pub bridge: Option<String>,
+    /// Those that run on it.
     pub containers: Vec<AttachedContainer>,
 }
 
 /// A container on a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct AttachedContainer {
+    /// The container's name.
     pub name: String,
+    /// Its address on this network.
     pub ipv4_address: String,
 }
 
 /// `GET /network/config`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct NetworkConfig {
+    /// CIDR that each network's /24 comes from, as in `--subnet-block`.
     pub subnet_block: String,
 }

@@ -4,16 +4,22 @@ use serde::{Deserialize, Serialize};
 
 /// One row of `GET /rules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct RuleSummary {
+    /// The rule's id.
     pub id: String,
+    /// The file's name in the rules directory.
     pub file: String,
+    /// `allow` or `block`.
     pub action: String,
     /// The condition as written, cut to one line.
     pub condition_preview: String,
+    /// As written.
     pub description: Option<String>,
+    /// Lower runs first.
     pub priority: i64,
+    /// How often it decided since it was loaded.
     pub hits: u64,
+    /// How often its condition erred, which is no match.
     pub errors: u64,
     /// RFC 3339, UTC; `null`: never.
     pub last_hit: Option<String>,
@@ -21,35 +27,46 @@ pub struct RuleSummary {
 
 /// `GET /rule/ID`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct RuleDetail {
+    /// The rule's id.
     pub id: String,
+    /// The file's name in the rules directory.
     pub file: String,
     /// Definitions expanded.
     pub condition: String,
+    /// `allow` or `block`.
     pub action: String,
+    /// Whether its decisions are logged too.
     pub log: bool,
+    /// As written.
     pub description: Option<String>,
+    /// Lower runs first.
     pub priority: i64,
+    /// As in force, defaults filled in; `null` for a block rule.
     pub egress: Option<EgressView>,
 }
 
 /// The `egress:` part of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct EgressView {
+    /// `proxy`, `direct_ip` or `intercept`.
     pub mode: String,
+    /// TCP ports that `direct_ip` opens.
     pub ports: Vec<u16>,
+    /// Whether special-purpose addresses may be reached.
     pub allow_private_ips: bool,
+    /// Whether `http.body` is filled.
     pub match_body: bool,
 }
 
 /// `POST /rules/reload`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct Reloaded {
+    /// Rule files read.
     pub files_loaded: usize,
+    /// Rules in force.
     pub rules_loaded: usize,
+    /// What to look at, one line each.
     pub warnings: Vec<String>,
 }
 
@@ -111,21 +128,24 @@ pub struct EvaluateRequest {
 
 /// The answer to [`EvaluateRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct Evaluated {
     /// `allow` or `block`.
     pub decision: String,
+    /// The rule that decided; `null`: none, hence `block`.
     pub matched_rule: Option<String>,
+    /// That rule's file.
     pub file: Option<String>,
+    /// Whether the rule asks for its decisions to be logged.
     pub logged: bool,
 }
 
 /// `POST /rule/test`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct RuleTest {
+    /// A condition as in a rule file, without definitions.
     pub expression: String,
+    /// Namespaces as rules see them; what is absent is unknown.
     #[serde(default)]
     pub context: serde_json::Map<String, serde_json::Value>,
 }
@@ -141,10 +161,12 @@ pub struct RuleTested {
 
 /// One row of `GET /rules/active`: a flow that may leave directly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct ActiveRule {
+    /// The container's name.
     pub container: String,
+    /// IPv4 address.
     pub destination: String,
+    /// Port of the destination.
     pub port: u16,
     /// `tcp` or `udp`.
     pub protocol: String,
@@ -156,13 +178,14 @@ pub struct ActiveRule {
     pub expires_in_secs: u64,
     /// From the container.
     pub packets: u64,
+    /// From the container, with IP headers.
     pub bytes: u64,
 }
 
 /// `POST /rules/flush`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct RulesFlushed {
+    /// How many flows were ended.
     pub removed: usize,
 }
 

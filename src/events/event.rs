@@ -21,13 +21,18 @@ pub const RECORD_TYPE_MAX: usize = 16;
 
 /// The layer that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub enum Layer {
+    /// The DNS filter.
     Dns,
+    /// The proxy, on what it sees without decrypting.
     Proxy,
+    /// The proxy, on a decrypted request.
     Intercept,
+    /// The bridge, on a flow past the proxy.
     DirectIp,
+    /// The kernel: a packet that the table dropped.
     Kernel,
+    /// A permission check.
     AgentApi,
 }
 
@@ -63,9 +68,10 @@ impl Verdict {
 
 /// Yes or no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub enum Verdict {
+    /// It may.
     Allow,
+    /// It may not.
     Block,
 }
 

@@ -106,22 +106,30 @@ pub struct Tls<'a> {
 
 /// `docker.*`, at container create.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct Docker<'a> {
+    /// Name of the image as asked for.
     pub image: Option<&'a str>,
+    /// Words of the command line; empty: the image's own.
     pub command: Option<&'a [&'a str]>,
+    /// `SOURCE:TARGET[:MODE]` as asked for.
     pub volumes: Option<&'a [&'a str]>,
+    /// Names of environment variables, without values.
     pub env_keys: Option<&'a [&'a str]>,
+    /// Linux capabilities it would have: always none.
     pub capabilities: Option<&'a [&'a str]>,
 }
 
 /// `run.*`, of the agent API.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)] // the names are the documents' own words
 pub struct Run<'a> {
+    /// What is to run: a program, `file` or `network_call`.
     pub tool: Option<&'a str>,
+    /// Its arguments.
     pub args: Option<&'a [&'a str]>,
+    /// Its flags, as the agent sorted them.
     pub flags: Option<&'a [&'a str]>,
+    /// Where it is to run.
     pub cwd: Option<&'a str>,
+    /// The agent's metadata, with `action_type` and `target`.
     pub context: Option<&'a serde_json::Map<String, serde_json::Value>>,
 }
