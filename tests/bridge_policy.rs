@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bridge_world::*;
-use outcall::bridge::{BridgeCommand, OperatorRefusal, OperatorWish, OwnedFlow, Protocol, StopMode};
+use outcall::bridge::{BridgeCommand, Grant, OperatorRefusal, OperatorWish, OwnedFlow, Protocol, StopMode};
 use outcall::daemon::control::ControlMessage;
 use outcall::docker_manager::Endpoint;
 use outcall::events::Layer;
@@ -325,6 +325,34 @@ fn grants_open_flows_and_revoking_ends_them() {
     assert!(listed.iter().all(|flow| flow.destination != Ipv4Addr::new(8, 8, 0, 0)));
     assert!(a.connects(PUBLIC, 443));
     assert!(daemon.healthy());
+}
+
+#[test]
+fn a_flow_does_not_stay_open_for_the_time_of_a_name_that_is_no_longer_allowed() {
+    if !enter() {
+        return;
+    }
+    let outside = internet();
+    let mut daemon = Daemon::start();
+    let other = DIRECT.replace("id: direct", "id: other").replace("ok.example", "other.example");
+    daemon.rules = rules(&format!("{DIRECT}{other}"));
+    let default = network("outcall-default", "outcall0", 0);
+    daemon.ensure(&default);
+    let (a, a_end) = container(&default, 2, "vethA");
+    daemon.publish(&[&default], &[&a_end]);
+    let _web = outside.listen(PUBLIC, 443);
+    // Both names have this address, and the answer of the first lasts.
+    for (name, ttl) in [("other.example", 600), ("ok.example", 2)] {
+        let opened = grant(&daemon.rules, &a_end, Duration::from_secs(ttl));
+        daemon.ask(|done| BridgeCommand::Grant(Grant { name: name.into(), ..opened }, done)).unwrap();
+    }
+    assert!(a.connects(PUBLIC, 443));
+    daemon.rules = rules(DIRECT);
+    daemon.publish(&[&default], &[&a_end]);
+    // The kernel's own word: a flow that the book has forgotten is closed by nobody.
+    let open = || run("nft list set inet outcall direct4").contains(&PUBLIC.to_string());
+    until("the flow to end with the name that is left", || !open());
+    assert!(!a.connects(PUBLIC, 443));
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Transaction {
         self.batch.add(&nftnl::Chain::new(name, &table), MsgType::Del);
     }
 
-    /// Adds elements; one that exists is kept, its timeout begun anew.
+    /// Adds elements; one that exists is kept. Whether it takes the timeout is the kernel's word: see `firewall.rs`.
     pub fn add_elements(&mut self, family: Family, set: &CStr, elements: &[Element]) {
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.batch.add(&Elements { family, set: nft_elements(family, set, chunk) }, MsgType::Add);

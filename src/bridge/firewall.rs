@@ -11,15 +11,22 @@ use super::readback::{self, FlowKey, FoundFlow, Reading};
 use super::socket::{KernelError, Socket};
 use super::tables::{Element, Family};
 
+/// The first Linux that gives an element another timeout when it is added again; before, adding it changes nothing.
+const RETIMES_SINCE: (u32, u32) = (6, 12);
+
 /// The nf_tables side of the kernel.
 pub(super) struct Firewall {
     socket: Socket,
+    /// Whether the kernel takes another timeout for an element that exists.
+    retimes: bool,
 }
 
 impl Firewall {
     /// Opens the socket.
     pub fn open() -> Result<Self, KernelError> {
-        Ok(Firewall { socket: Socket::requests(SockProtocol::NetlinkNetFilter)? })
+        // A release that cannot be read counts as an old one: what is done for those is right on every kernel.
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Ok(Firewall { socket: Socket::requests(SockProtocol::NetlinkNetFilter)?, retimes: retimes(&release) })
     }
 
     /// The port id that the kernel's notifications carry for our own changes.
@@ -122,12 +129,19 @@ impl Firewall {
         self.apply(&format!("forget the port {name}"), transaction)
     }
 
-    /// Closes and opens flows in one transaction; those to close must be there.
+    /// Closes and opens flows in one transaction, or gives those that are open another time; those to close must be there.
     pub fn change_flows(&mut self, close: &[FlowKey], open: &[(FlowKey, u64)]) -> Result<(), KernelError> {
         let mut transaction = Transaction::new();
         let closing: Vec<Element> = close.iter().map(|key| Element::plain(&key.bytes())).collect();
         transaction.delete_elements(Family::Inet, DIRECT4, &closing);
-        transaction.add_elements(Family::Inet, DIRECT4, &flow_elements(open));
+        let opening = flow_elements(open);
+        if !self.retimes {
+            // Made sure of, taken out and made anew: no packet sees the moment between, but its counters begin anew.
+            transaction.add_elements(Family::Inet, DIRECT4, &opening);
+            let plain: Vec<Element> = open.iter().map(|(key, _)| Element::plain(&key.bytes())).collect();
+            transaction.delete_elements(Family::Inet, DIRECT4, &plain);
+        }
+        transaction.add_elements(Family::Inet, DIRECT4, &opening);
         self.apply("change the granted flows", transaction)
     }
 
@@ -139,4 +153,52 @@ impl Firewall {
 
 fn flow_elements(flows: &[(FlowKey, u64)]) -> Vec<Element> {
     flows.iter().map(|(key, timeout)| Element { timeout: Some(*timeout), ..Element::plain(&key.bytes()) }).collect()
+}
+
+/// Whether the kernel of this release gives existing elements another timeout.
+fn retimes(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return false };
+    (major, minor) >= RETIMES_SINCE
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::super::config::BridgeConfig;
+    use super::*;
+
+    #[test]
+    fn kernels_that_retime_are_known_by_their_release() {
+        for (release, expected) in
+            [("6.12.0-1-amd64\n", true), ("6.18.44", true), ("7.0-rc1", true), ("6.1.0-28-amd64", false), ("", false)]
+        {
+            assert_eq!(retimes(release), expected, "{release}");
+        }
+    }
+
+    /// Needs root, as the tests of `tests/bridge_world` do.
+    #[test]
+    fn a_flow_that_is_open_takes_another_time_in_both_ways_of_kernels() {
+        if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
+            eprintln!("skipped: needs root and a network namespace of its own");
+            return;
+        }
+        let config = BridgeConfig { bridge: "outcall0".to_owned(), dns_port: 53, proxy_port: None };
+        let mut firewall = Firewall::open().unwrap();
+        firewall.install(&config.closed_plan(), &[]).unwrap();
+        let key = FlowKey { source: [10, 200, 0, 2].into(), destination: [9, 9, 9, 9].into(), protocol: 6, port: 443 };
+        for retimes in [firewall.retimes, false] {
+            firewall.retimes = retimes;
+            for wanted in [600_000, 60_000, 3_600_000] {
+                firewall.change_flows(&[], &[(key, wanted)]).unwrap();
+                let [flow] = &firewall.flows().unwrap()[..] else { panic!("one flow") };
+                let left = flow.expires_ms;
+                assert!(flow.key == key && left <= wanted && left > wanted - 30_000, "{retimes} {wanted} {left}");
+            }
+            firewall.change_flows(&[key], &[]).unwrap();
+            assert!(firewall.flows().unwrap().is_empty());
+        }
+    }
 }

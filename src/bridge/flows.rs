@@ -59,6 +59,9 @@ impl Enforcer {
     /// Closes those of `close` that are there and opens `open`. The book has changed already: after a failure the
     /// kernel may have flows that it does not hold, so the kernel is read back.
     fn change_flows(&mut self, close: &[FlowKey], open: &[(FlowKey, u64)]) -> Result<(), KernelError> {
+        if close.is_empty() && open.is_empty() {
+            return Ok(());
+        }
         let changed = once_more_if_gone(|| {
             let closing = self.existing(close)?;
             self.firewall.change_flows(&closing, open)
@@ -101,10 +104,13 @@ impl Enforcer {
     }
 
     /// Takes the operator's word for a flow back, and ends what runs of it unless a name allows it too.
-    pub fn take_back(&mut self, flow: &OwnedFlow) -> Result<(), KernelError> {
-        let Some(key) = self.grants.take_back(&flow.key()) else { return Ok(()) };
-        self.close_flows(&[key])?;
-        self.conntrack.end(|flow| *flow == key).map(drop)
+    pub fn take_back(&mut self, flow: &OwnedFlow, now: Instant) -> Result<(), KernelError> {
+        let change = self.grants.take_back(&flow.key(), now);
+        self.change_flows(&change.close, &change.open)?;
+        if change.close.is_empty() {
+            return Ok(());
+        }
+        self.conntrack.end(|flow| change.close.contains(flow)).map(drop)
     }
 
     /// Opens the kept flows of containers that are there with the address they had; those whose container is not, are
@@ -140,17 +146,14 @@ impl Enforcer {
 
     /// Closes flows; those running go on.
     pub fn close_flows(&mut self, keys: &[FlowKey]) -> Result<(), KernelError> {
-        if keys.is_empty() {
-            return Ok(());
-        }
         self.change_flows(keys, &[])
     }
 
-    /// Closes what `snapshot` no longer allows, by its rules or its containers' names, and ends what runs of it, be its
-    /// grant in force or past.
+    /// Closes what `snapshot` no longer allows, by its rules or its containers' names, gives what another name holds the
+    /// time of that one, and ends what runs of the closed, be its grant in force or past.
     pub fn rejudge(&mut self, snapshot: &Snapshot, now: Instant) -> Result<(), KernelError> {
-        let closed = self.grants.rejudge(&snapshot.rules, &snapshot.directory.endpoints, now);
-        self.close_flows(&closed)?;
+        let change = self.grants.rejudge(&snapshot.rules, &snapshot.directory.endpoints, now);
+        self.change_flows(&change.close, &change.open)?;
         self.conntrack.end(|flow| !self.grants.may_run(flow)).map(drop)
     }
 

@@ -69,8 +69,20 @@ struct Past {
 pub(super) struct Change {
     /// Flows to close for new ones.
     pub close: Vec<FlowKey>,
-    /// Flows to open, with milliseconds.
+    /// Flows to open, with milliseconds; for one that is open, what it has left from now on.
     pub open: Vec<(FlowKey, u64)>,
+}
+
+impl Change {
+    /// Takes down what became of a flow that ended at `before`. One that another name holds must not keep the time of
+    /// the name that is gone: the kernel would have it open when the book has forgotten it.
+    fn note(&mut self, key: FlowKey, before: Option<Instant>, entry: &Entry, now: Instant) {
+        match entry.expires() {
+            None => self.close.push(key),
+            Some(end) if Some(end) != before => self.open.push((key, milliseconds(end.saturating_duration_since(now)))),
+            Some(_) => {}
+        }
+    }
 }
 
 /// What the book says of an operator's flow.
@@ -190,15 +202,19 @@ impl GrantBook {
         Ok(Operated { change, new, inserted_at, left: until.saturating_duration_since(now) })
     }
 
-    /// Takes the operator's word for a flow back; gives the flow to close when no name holds it.
-    pub fn take_back(&mut self, key: &FlowKey) -> Option<FlowKey> {
-        let entry = self.entries.get_mut(key)?;
-        entry.operator = None;
-        let over = !entry.holds();
-        if over {
+    /// Takes the operator's word for a flow back; it closes when no name holds it, and else ends with its names.
+    pub fn take_back(&mut self, key: &FlowKey, now: Instant) -> Change {
+        self.forget_expired(now);
+        let mut change = Change::default();
+        if let Some(entry) = self.entries.get_mut(key) {
+            let before = entry.expires();
+            entry.operator = None;
+            change.note(*key, before, entry, now);
+        }
+        if !change.close.is_empty() {
             self.entries.remove(key);
         }
-        over.then_some(*key)
+        change
     }
 
     /// Takes out the oldest flows of `source` beyond the cap; never one that the operator opened, so that a container
@@ -244,8 +260,8 @@ impl GrantBook {
     }
 
     /// Takes out what `rules` no longer allow to the containers as `endpoints` names them now; gives the flows to close
-    /// for new connections. Those running end where [`GrantBook::may_run`] says no.
-    pub fn rejudge(&mut self, rules: &RuleSet, endpoints: &Endpoints, now: Instant) -> Vec<FlowKey> {
+    /// for new connections, and those that end earlier now. Those running end where [`GrantBook::may_run`] says no.
+    pub fn rejudge(&mut self, rules: &RuleSet, endpoints: &Endpoints, now: Instant) -> Change {
         self.forget_expired(now);
         for (key, entry) in &mut self.entries {
             rename(&mut entry.endpoint, endpoints.get(&key.source));
@@ -253,13 +269,11 @@ impl GrantBook {
         for (key, past) in &mut self.past {
             rename(&mut past.endpoint, endpoints.get(&key.source));
         }
-        let mut closed = Vec::new();
+        let mut change = Change::default();
         self.entries.retain(|key, entry| {
-            let endpoint = &entry.endpoint;
+            let (endpoint, before) = (&entry.endpoint, entry.expires());
             entry.names.retain(|name, _| allowed(rules, endpoint, name, key.destination, key.port));
-            if !entry.holds() {
-                closed.push(*key);
-            }
+            change.note(*key, before, entry, now);
             entry.holds()
         });
         self.past.retain(|key, past| {
@@ -267,7 +281,7 @@ impl GrantBook {
             past.names.retain(|name| allowed(rules, endpoint, name, key.destination, key.port));
             !past.names.is_empty() || past.operator
         });
-        closed
+        change
     }
 
     /// Whether a running connection of this flow may go on: its grant is in force, or has ended by itself only.

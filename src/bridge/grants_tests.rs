@@ -78,9 +78,23 @@ fn a_flow_holds_as_long_as_one_of_its_names_is_allowed() {
     let mut book = GrantBook::default();
     book.grant(&grant(&both, "a.example", 1, 60), now);
     book.grant(&grant(&both, "b.example", 1, 60), now);
-    assert_eq!(book.rejudge(&rules(&["b.example"]), &directory(), now), []);
-    let closed = book.rejudge(&rules(&["a.example"]), &directory(), now);
+    assert_eq!(book.rejudge(&rules(&["b.example"]), &directory(), now), Change::default());
+    let closed = book.rejudge(&rules(&["a.example"]), &directory(), now).close;
     assert_eq!((closed.len(), book.flows(now).len()), (1, 0));
+}
+
+#[test]
+fn a_flow_does_not_keep_the_time_of_a_name_that_is_no_longer_allowed() {
+    let (both, now) = (rules(&["a.example", "b.example"]), Instant::now());
+    let mut book = GrantBook::default();
+    book.grant(&grant(&both, "a.example", 1, 3600), now);
+    book.grant(&grant(&both, "b.example", 1, 60), now);
+    let [(key, _)] = book.flows(now)[..] else { panic!("one flow") };
+    let change = book.rejudge(&rules(&["b.example"]), &directory(), now);
+    assert_eq!(change, Change { close: vec![], open: vec![(key, 60_000)] });
+    // Nor that of the operator's word, once that is taken back.
+    book.operate(&endpoint(), key, Duration::from_secs(600), now).unwrap();
+    assert_eq!(book.take_back(&key, now), Change { close: vec![], open: vec![(key, 60_000)] });
 }
 
 #[test]
@@ -93,9 +107,9 @@ fn what_runs_on_after_its_grant_ends_with_its_rule() {
     assert_eq!(book.flows(later), []);
     assert!(book.any() && !book.holds(&key));
     // Other rules leave it alone; those without its name do not, and nothing is left to close.
-    assert_eq!(book.rejudge(&rules(&["a.example"]), &directory(), later), []);
+    assert_eq!(book.rejudge(&rules(&["a.example"]), &directory(), later), Change::default());
     assert!(book.may_run(&key));
-    assert_eq!(book.rejudge(&rules(&["b.example"]), &directory(), later), []);
+    assert_eq!(book.rejudge(&rules(&["b.example"]), &directory(), later), Change::default());
     assert!(!book.may_run(&key) && !book.any());
 }
 
@@ -114,9 +128,9 @@ fn a_renamed_container_is_judged_by_its_new_name() {
     book.grant(&grant(&rules, "a.example", 2, 600), now);
     let keys: Vec<FlowKey> = book.flows(now).iter().map(|(key, _)| *key).collect();
     // Another container at its address has no say; that one's flows are ended as orphans.
-    assert_eq!(book.rejudge(&rules, &renamed(|own| own.container_id = "2".into()), later), []);
+    assert_eq!(book.rejudge(&rules, &renamed(|own| own.container_id = "2".into()), later), Change::default());
     assert!(keys.iter().all(|key| book.may_run(key)));
-    assert_eq!(book.rejudge(&rules, &renamed(|_| ()), later).len(), 1);
+    assert_eq!(book.rejudge(&rules, &renamed(|_| ()), later).close.len(), 1);
     // One whose grant is past ends as well.
     assert!(!keys.iter().any(|key| book.may_run(key)) && !book.any());
 }
@@ -159,7 +173,7 @@ fn an_operators_flow_needs_no_rule_and_makes_no_room() {
         book.grant(&grant(&rules, "a.example", address, 60), now);
     }
     assert!(book.holds(&key) && book.flows(now).len() == MAX_PER_CONTAINER);
-    assert!(!book.rejudge(&RuleSet::block_all(), &directory(), now).contains(&key));
+    assert!(!book.rejudge(&RuleSet::block_all(), &directory(), now).close.contains(&key));
     assert_eq!(book.flows(now), [(key, 600_000)]);
     // It is never shortened; its end ends no running connection, and rules have no say in that either.
     assert_eq!(book.operate(&endpoint(), key, Duration::from_secs(1), now).unwrap().left, Duration::from_secs(600));
@@ -178,7 +192,7 @@ fn who_keeps_an_operators_flow_hears_of_its_end() {
     for port in [1, 2] {
         book.operate(&endpoint(), key(port), Duration::from_secs(600), now).unwrap();
     }
-    assert_eq!(book.take_back(&key(1)), Some(key(1)));
+    assert_eq!(book.take_back(&key(1), now).close, [key(1)]);
     assert!(book.ended.is_empty());
     assert_eq!(book.revoke(&endpoint()), [key(2)]);
     assert_eq!(book.ended, [OwnedFlow::new(&"1".into(), key(2))]);

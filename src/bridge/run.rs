@@ -232,7 +232,7 @@ impl Bridge {
                 done.send(allowed);
             }
             BridgeCommand::TakeBack(flow, done) => {
-                done.send(self.enforcer.take_back(&flow).map_err(|error| error.to_string()));
+                done.send(self.enforcer.take_back(&flow, now).map_err(|error| error.to_string()));
             }
             BridgeCommand::Restore { kept, ended } => {
                 self.enforcer.awaited = kept;
