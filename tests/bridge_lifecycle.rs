@@ -8,11 +8,13 @@ mod bridge_world;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bridge_world::*;
-use outcall::bridge::{BridgeCommand, BridgeConfig, StopMode, lockdown};
+use outcall::bridge::{BridgeCommand, BridgeConfig, Grant, StopMode, lockdown};
 use outcall::docker_manager::Endpoint;
+use outcall::event_loop::Reply;
 
 fn start_error() -> Option<String> {
     let poll = mio::Poll::new().unwrap();
@@ -64,6 +66,43 @@ fn what_others_change_is_put_back_at_once() {
     run("nft add table inet other; nft add chain inet other c; nft flush table inet other");
     daemon.healthy();
     assert_eq!(before.lines().nth(1), run("nft -a list table inet outcall").lines().nth(1));
+}
+
+#[test]
+fn a_container_that_opens_flows_without_end_keeps_no_change_from_being_put_back() {
+    if !enter() {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    daemon.rules = rules(DIRECT);
+    let default = network("outcall-default", "outcall0", 0);
+    daemon.ensure(&default);
+    let (_a, a_end) = container(&default, 2, "vethA");
+    daemon.publish(&[&default], &[&a_end]);
+    let (over, commands) = (AtomicBool::new(false), daemon.commands.clone());
+    std::thread::scope(|scope| {
+        // The mailbox is never empty: as with a container that resolves names whose addresses are new each time, so that
+        // each flow pushes another one out.
+        for half in [0, 1 << 15] {
+            let opened = grant(&daemon.rules, &a_end, Duration::from_secs(60));
+            let (over, commands) = (&over, commands.clone());
+            scope.spawn(move || {
+                for number in (0..1 << 15).cycle().take_while(|_| !over.load(Ordering::Relaxed)) {
+                    let addresses = vec![Ipv4Addr::from_bits(0x0808_0000 + half + number)];
+                    let command = BridgeCommand::Grant(Grant { addresses, ..opened.clone() }, Reply::nobody());
+                    let _ = commands.send_within(command, PATIENCE);
+                }
+            });
+        }
+        let put_back = || daemon.events.try_iter().any(|event| event.reason == "table_restored");
+        let start = Instant::now();
+        while !put_back() && start.elapsed() < PATIENCE {
+            run("nft insert rule inet outcall forward accept");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(start.elapsed() < PATIENCE, "nobody looked at the tables");
+    });
 }
 
 #[test]

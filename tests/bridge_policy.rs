@@ -14,7 +14,7 @@ use bridge_world::*;
 use outcall::bridge::{BridgeCommand, Grant, OperatorRefusal, OperatorWish, OwnedFlow, Protocol, StopMode};
 use outcall::daemon::control::ControlMessage;
 use outcall::docker_manager::Endpoint;
-use outcall::events::Layer;
+use outcall::events::{Event, Layer};
 use outcall::rule_engine::RuleSet;
 
 /// Whether bytes sent on a connection still come back.
@@ -190,6 +190,14 @@ fn nobody_sends_as_someone_else() {
     let seen: Vec<_> = daemon.events.try_iter().filter(|event| event.reason == "spoofed").collect();
     assert!(!seen.is_empty());
     assert!(seen.iter().all(|event| event.endpoint.as_ref().is_some_and(|owner| owner.address == a_end.address)));
+    // By the name that it has now.
+    let renamed = Arc::new(Endpoint { container: "renamed-1".into(), agent: "renamed".into(), ..(*a_end).clone() });
+    daemon.publish(&[&default], &[&renamed, &b_end]);
+    a.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().send_to(b"q", (GATEWAY, 22)).unwrap());
+    let by_its_new_name = |event: Event| {
+        event.reason == "host_service" && event.endpoint.is_some_and(|owner| &*owner.container == "renamed-1")
+    };
+    until("the drop to be told", || daemon.events.try_iter().any(by_its_new_name));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Owns: the loop, its deadlines, and what is told to control and events. Does not own: the kernel's side itself
 //! (`enforcer.rs`).
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use super::enforcer::{Enforcer, LOG};
 use super::kernel_log::{Drop as Dropped, KernelLog};
 use super::links;
 use super::plan::NetworkPlan;
+use super::ports::same_identity;
 use super::readback;
 use super::reason::Reason;
 use super::socket::{KernelError, Socket};
@@ -41,6 +43,9 @@ const NEW_GENERATION: u16 = 15;
 const REPAIR_INTERVAL: Duration = Duration::from_millis(50);
 /// While an endpoint waits for its veth: a namespace gets its number without any notification.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(20);
+/// Commands carried out in one turn: a container whose questions open flows without end must not keep links, tables and
+/// the kernel's log waiting.
+const COMMANDS_MAX: usize = 64;
 /// How long an endpoint is waited for after the last news of it: Docker needs less than a second from its event to
 /// the link; news of links and snapshots start this again.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(3);
@@ -58,6 +63,8 @@ pub struct Bridge {
     link_monitor: Socket,
     table_monitor: Socket,
     kernel_log: Option<KernelLog>,
+    /// The mailbox may hold commands.
+    commanded: bool,
     /// A foreign change is to be looked at.
     suspicious: bool,
     last_repair: Option<Instant>,
@@ -122,6 +129,7 @@ impl Bridge {
             link_monitor,
             table_monitor,
             kernel_log,
+            commanded: false,
             suspicious: false,
             last_repair: None,
             claim_until: None,
@@ -165,10 +173,9 @@ impl Bridge {
     /// One turn of the loop; gives how to stop when told to.
     fn turn(&mut self, events: &Events) -> Option<StopMode> {
         let mut reconcile = false;
-        let mut commands = false;
         for event in events {
             match event.token() {
-                MAILBOX => commands = true,
+                MAILBOX => self.commanded = true,
                 LINKS => reconcile |= self.link_monitor.drain(),
                 TABLES => self.suspicious |= self.foreign_change(),
                 DROPS => self.report_drops(),
@@ -185,11 +192,15 @@ impl Bridge {
         if self.suspicious {
             self.check(now);
         }
-        while commands && let Some(command) = self.mailbox.take() {
-            if let BridgeCommand::Stop(mode) = command {
-                return Some(mode);
+        for _ in 0..COMMANDS_MAX {
+            if !self.commanded {
+                break;
             }
-            self.command(command);
+            match self.mailbox.take() {
+                None => self.commanded = false,
+                Some(BridgeCommand::Stop(mode)) => return Some(mode),
+                Some(command) => self.command(command),
+            }
         }
         self.suspicious |= std::mem::take(&mut self.enforcer.in_doubt);
         self.tell_ended();
@@ -197,12 +208,13 @@ impl Bridge {
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
+        let commands = self.commanded.then_some(Duration::ZERO);
         let claims = self.claim_until.map(|_| CLAIM_INTERVAL);
         let repair = self.suspicious.then(|| {
             let next = self.last_repair.map_or(now, |last| last + REPAIR_INTERVAL);
             next.saturating_duration_since(now)
         });
-        claims.into_iter().chain(repair).min()
+        commands.into_iter().chain(claims).chain(repair).min()
     }
 
     fn stop(mut self, mode: StopMode) -> Result<(), String> {
@@ -431,10 +443,14 @@ impl Bridge {
 
     /// Whose packet it was: by its port where that is known, else by its address.
     fn sender(&self, dropped: &Dropped) -> Option<Arc<Endpoint>> {
+        let snapshot = self.enforcer.snapshot.as_ref();
+        let at = |address: &Ipv4Addr| snapshot.and_then(|snapshot| snapshot.directory.endpoints.get(address));
         let claims = &self.enforcer.claims;
         let by_port = dropped.interfaces.iter().flatten().find_map(|index| claims.get(index));
         if let Some(claim) = by_port {
-            return Some(Arc::clone(&claim.endpoint));
+            // By the name that it has now.
+            let own = &claim.endpoint;
+            return Some(Arc::clone(at(&own.address).filter(|now| same_identity(now, own)).unwrap_or(own)));
         }
         let address = match dropped.reason {
             Reason::Inbound | Reason::FromHost => dropped.destination?,
@@ -442,9 +458,8 @@ impl Bridge {
             Reason::Spoofed | Reason::Unvetted | Reason::Misplaced => return None,
             _ => dropped.source?,
         };
-        let std::net::IpAddr::V4(address) = address else { return None };
-        let snapshot = self.enforcer.snapshot.as_ref()?;
-        snapshot.directory.endpoints.get(&address).map(Arc::clone)
+        let IpAddr::V4(address) = address else { return None };
+        at(&address).map(Arc::clone)
     }
 }
 
