@@ -322,6 +322,33 @@ fn the_bare_command_shows_the_state_and_the_next_step() {
 }
 
 #[test]
+fn ready_exits_as_the_daemon_says() {
+    let state = |ready: bool, docker: Value| json!({"ready":ready,"parts":{"docker":docker},"warnings":[]});
+    let data = state(true, json!({"ok":true}));
+    let daemon = Daemon::new(vec![("GET /api/v1/ready", 200, ok(&data))]);
+    assert_eq!(daemon.prints(&["ready"]), "outcalld:  ready\n");
+    assert_eq!(serde_json::from_str::<Value>(&daemon.prints(&["ready", "--json"])).unwrap(), data);
+
+    let data = state(false, json!({"ok":false,"reason":"no socket"}));
+    let refusal = json!({"success":false,"error":"not ready: docker: no socket","data":data});
+    let daemon = Daemon::new(vec![("GET /api/v1/ready", 503, refusal)]);
+    let output = daemon.run(&["ready"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text_of(&output.stdout), "outcalld:   not ready\nNot ready:  docker: no socket\n");
+    assert_eq!(text_of(&output.stderr), "error: outcalld is not ready\n");
+    let output = daemon.run(&["ready", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), data);
+
+    // A server in trouble, or none at all.
+    let daemon = Daemon::new(vec![("GET /api/v1/ready", 500, json!({"success":false,"error":"bug"}))]);
+    let output = daemon.run(&["ready"]);
+    assert_eq!((output.status.code(), text_of(&output.stderr).as_str()), (Some(1), "error: bug\n"));
+    let output = outcall().args(["--socket", "/nonexistent/host.sock", "ready"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn a_reader_that_has_enough_is_no_failure() {
     let rows: Vec<Value> = (0..20_000)
         .map(|n| {

@@ -62,6 +62,8 @@ pub enum Group {
     Requests(RequestsCommand),
     /// Look at this host: what keeps outcalld from filtering, and what to do about it
     Doctor,
+    /// Whether every part of outcalld works; exit code 1, and which one does not, if not
+    Ready,
     /// Show what was allowed and blocked
     Events(EventsArguments),
     /// Open the dashboard in a browser; serves it on 127.0.0.1 until ^C

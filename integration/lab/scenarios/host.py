@@ -173,18 +173,21 @@ def the_image_is_small_and_filters_a_container(lab):
     with open(lab.path("rules.d/10.yaml"), "w") as file:
         file.write('version: "1"\nrules:\n  - id: example\n    condition: http.host == "example.com"\n    action: allow\n')
     lab.engine.docker(
-        "run", "-d", "--name", "outcalld", "--network", "host", "--pid", "host", "--read-only", "--cap-drop", "ALL",
+        "run", "-d", "--name", "outcalld", "--health-interval", "200ms", "--health-retries", "1",
+        "--network", "host", "--pid", "host", "--read-only", "--cap-drop", "ALL",
         "--cap-add", "NET_ADMIN", "--cap-add", "NET_BIND_SERVICE", "--security-opt", "no-new-privileges:true",
         "-v", f"{lab.path('run')}:/run/outcall", "-v", f"{lab.engine.socket}:/var/run/docker.sock",
         "-v", f"{lab.path('rules.d')}:/etc/outcall/rules.d", "-v", f"{lab.path('state')}:/var/lib/outcall",
         "lab/outcall", "--on-exit", "keep", "--dns-upstream", UPSTREAM)
 
-    def ready():
-        state = lab.engine.docker("exec", "outcalld", "/usr/bin/outcall", "--json", check=False)
-        return '"ready":true' in state.text
+    def outcall(*words):
+        return lab.engine.docker("exec", "outcalld", "/usr/bin/outcall", *words, check=False).code
+
+    def health():
+        return lab.engine.inspect("outcalld")["State"]["Health"]["Status"]
 
     try:
-        wait_for(ready, "outcalld in its container", 20)
+        wait_for(lambda: outcall("ready") == 0, "outcalld in its container", 20)
     except Timeout as late:
         logs = lab.engine.docker("logs", "outcalld", check=False)
         raise AssertionError(f"{late}: {logs.text[-800:]} {logs.errors[-1500:]}") from late
@@ -194,12 +197,18 @@ def the_image_is_small_and_filters_a_container(lab):
     check(client.dig("denied.example.net").status == "NXDOMAIN")
     check(client.connects("5.10.0.9", 443, 0.5) != "connected")
     lab.internet.nothing_for("5.10.0.9")
+    # Its health is what /ready says.
+    wait_for(lambda: health() == "healthy", "Docker to find it healthy", 10)
+    check(outcall("bridge", "down") == 0 and outcall("ready") == 1 and outcall("bridge", "status") == 0)
+    wait_for(lambda: health() == "unhealthy", "Docker to find it unhealthy", 10)
+    check(outcall("bridge", "up") == 0 and outcall("ready") == 0)
+    wait_for(lambda: health() == "healthy", "Docker to find it healthy again", 10)
     # Gone without a word: closed. Started again: as before.
     lab.engine.docker("kill", "-s", "KILL", "outcalld")
     check(client.curl("http://example.com/", seconds=1).status != 200)
     check(client.connects("5.10.0.9", 443, 0.3) != "connected")
     lab.engine.docker("start", "outcalld")
-    wait_for(ready, "outcalld to come back", 20)
+    wait_for(lambda: outcall("ready") == 0, "outcalld to come back", 20)
     wait_for(lambda: client.curl("http://example.com/", seconds=3).status == 200, "service", 10)
     lab.engine.docker("stop", "outcalld")
     check(lab.engine.inspect("outcalld")["State"]["ExitCode"] == 0)

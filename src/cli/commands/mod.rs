@@ -11,6 +11,7 @@ mod explain;
 mod network;
 mod overview;
 mod proxy;
+mod ready;
 mod requests;
 mod rules;
 
@@ -26,6 +27,7 @@ pub(super) fn run(arguments: &Arguments, output: &mut Output) -> Result<(), CliE
     match &arguments.group {
         None => overview::run(&client, output),
         Some(Group::Doctor) => doctor::run(arguments, output),
+        Some(Group::Ready) => ready::run(&client, output),
         Some(Group::Bridge(command)) => bridge::run(command, &client, output),
         Some(Group::Dns(command)) => dns::run(command, &client, output),
         Some(Group::Proxy(command)) => proxy::run(command, &client, output),

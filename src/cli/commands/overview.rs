@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::count;
+use super::{count, ready};
 use crate::api::{BridgeStatus, DnsStatus, NetworkStatus, ProxyStatus, Ready, RuleSummary};
 use crate::cli::CliError;
 use crate::cli::client::Client;
@@ -31,11 +31,7 @@ struct RuleCount {
 }
 
 pub(super) fn run(client: &Client, output: &mut Output) -> Result<(), CliError> {
-    let answer = client.get_any::<Ready>("/ready")?;
-    let Some(ready) = answer.envelope.data else {
-        let message = answer.envelope.error.unwrap_or_else(|| format!("GET /ready: status {}", answer.status));
-        return Err(CliError::Refused { status: answer.status, message });
-    };
+    let ready = ready::ask(client)?;
     let mut errors = Vec::new();
     let rules: Option<Vec<RuleSummary>> = kept(client.get("/rules"), &mut errors);
     let overview = Overview {
@@ -61,17 +57,14 @@ fn kept<T>(answer: Result<T, CliError>, errors: &mut Vec<String>) -> Option<T> {
 fn text(output: &mut Output, overview: &Overview) -> Result<(), CliError> {
     let unknown = || Cell::bad("unknown");
     let mut rows: Vec<(&str, Cell)> = vec![
-        ("outcalld", Cell::state(overview.ready.ready, if overview.ready.ready { "ready" } else { "not ready" })),
+        ready::state(&overview.ready),
         ("Bridge", overview.bridge.as_ref().map_or_else(unknown, bridge)),
         ("Networks", overview.networks.as_deref().map_or_else(unknown, networks)),
         ("Rules", overview.rules.as_ref().map_or_else(unknown, rules)),
         ("DNS", overview.dns.as_ref().map_or_else(unknown, dns)),
         ("Proxy", overview.proxy.as_ref().map_or_else(unknown, proxy)),
     ];
-    for (part, state) in overview.ready.parts.iter().filter(|(_, state)| !state.ok) {
-        let reason = state.reason.as_deref().unwrap_or("no reason given");
-        rows.push(("Not ready", Cell::bad(format!("{part}: {reason}"))));
-    }
+    rows.extend(ready::faults(&overview.ready));
     for warning in overview.ready.warnings.iter().take(SHOWN_WARNINGS) {
         rows.push(("Warning", warning.as_str().into()));
     }
