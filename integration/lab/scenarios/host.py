@@ -1,7 +1,9 @@
 """On a host: the units and what they allow, the package, the image."""
 
+import glob
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -55,6 +57,13 @@ def the_package_holds_what_it_says_and_its_units_verify(lab):
     check(b"statically linked" in run(["ldd", f"{root}/usr/bin/outcall-agent"], check=False).out
           or b"not a dynamic" in run(["ldd", f"{root}/usr/bin/outcall-agent"], check=False).err)
     check("nftnl" not in run(["ldd", f"{root}/usr/bin/outcall"]).text)
+    # Every page and picture that the documents point at is there.
+    documents = f"{root}/usr/share/doc/outcall"
+    links = [(os.path.dirname(path), link) for path in glob.glob(f"{documents}/**/*.md", recursive=True)
+             for link in re.findall(r"\]\(([^)#:]+)[)#]", open(path).read())]
+    check(len(links) > 50, links)
+    absent = [link for at, link in links if not os.path.exists(f"{at}/{link}")]
+    check(not absent, absent)
     # Nothing is loaded before the operator says so, and the example is right.
     rules = f"{root}/etc/outcall/rules.d"
     checked = run([binary("outcalld"), "--check", "--rules-dir", rules], check=False)
