@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::LoadOptions;
+
 /// The one argument that makes `outcalld` the child instead of the daemon; see [`super::guarded_child_main`].
 pub const GUARDED_ARGUMENT: &str = "--internal-vet-rules";
 
@@ -38,6 +40,8 @@ pub(super) const REFUSED: u8 = b'-';
 pub(super) const JOB_YAML: u8 = b'Y';
 /// The first byte of a job.
 pub(super) const JOB_CEL: u8 = b'C';
+/// The first byte of a job whose text begins with [`flags_of`] the options.
+pub(super) const JOB_FILE: u8 = b'F';
 
 /// Where sources are tried before this process parses them.
 #[derive(Clone, Debug)]
@@ -55,6 +59,18 @@ pub(super) enum Job<'t> {
     Yaml(&'t str),
     /// A condition, expanded.
     Cel(&'t str),
+    /// A rule file and all that is in it, under options that are told by [`flags_of`].
+    File(&'t str, u8),
+}
+
+/// What the child must know to load a whole file, as a digit: its two lowest bits.
+pub(super) fn flags_of(options: &LoadOptions) -> u8 {
+    b'0' + u8::from(options.proxy) + 2 * u8::from(options.interception)
+}
+
+/// The options that [`flags_of`] told, in the child.
+pub(super) fn options_of(flags: u8) -> LoadOptions {
+    LoadOptions { proxy: flags & 1 != 0, interception: flags & 2 != 0, guard: Guard::InProcess }
 }
 
 /// `Err` holds every reason, each in one line.
@@ -238,7 +254,7 @@ enum Silence {
 impl Job<'_> {
     fn noun(&self) -> &'static str {
         match self {
-            Job::Yaml(_) => "the file",
+            Job::Yaml(_) | Job::File(..) => "the file",
             Job::Cel(_) => "the condition",
         }
     }
@@ -247,13 +263,16 @@ impl Job<'_> {
 fn write_jobs(input: &mut File, jobs: &[Job<'_>]) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     for job in jobs {
-        let (kind, text) = match job {
-            Job::Yaml(text) => (JOB_YAML, text),
-            Job::Cel(text) => (JOB_CEL, text),
+        let (kind, flags, text) = match job {
+            Job::Yaml(text) => (JOB_YAML, None, text),
+            Job::Cel(text) => (JOB_CEL, None, text),
+            Job::File(text, flags) => (JOB_FILE, Some(*flags), text),
         };
-        let length = u32::try_from(text.len()).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
+        let length = text.len() + usize::from(flags.is_some());
+        let length = u32::try_from(length).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
         bytes.push(kind);
         bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend(flags);
         bytes.extend_from_slice(text.as_bytes());
     }
     input.write_all(&bytes)?;

@@ -5,6 +5,7 @@
 //! between what the operator reads and what is enforced. Does not own: requests, files, approvals.
 
 use super::file::{FileRule, RuleFile};
+use super::guarded::{Guard, Job, flags_of};
 use super::load::{LoadError, LoadErrors, LoadOptions};
 use super::{EgressMode, Source, load_sources};
 
@@ -42,9 +43,8 @@ pub fn installs(
     heading: &str,
     options: &LoadOptions,
 ) -> Result<Installs, LoadErrors> {
-    let own = Source { name: SUBMITTED.to_owned(), text: submitted.to_owned() };
     // As it stands first: a condition that is whole by itself is whole inside parentheses too.
-    load_sources(std::slice::from_ref(&own), options, None)?;
+    loads(submitted, options)?;
     let file = RuleFile::parse(submitted);
     if file.rules.is_empty() {
         return Err(refused("the file has no rules"));
@@ -69,6 +69,26 @@ pub fn installs(
         loaded.warnings.iter().cloned().chain(remarks.iter().map(ToString::to_string)).collect()
     });
     Ok(Installs { text: written.text, ids: file.rules.into_iter().map(|rule| rule.id).collect(), remarks })
+}
+
+/// The text of a submission as a file.
+pub(super) fn submitted(text: &str) -> Source {
+    Source { name: SUBMITTED.to_owned(), text: text.to_owned() }
+}
+
+/// Whether a submission would load. The child alone finds out: what it refuses is never parsed here, so that the
+/// memory that a hostile text takes is the child's.
+fn loads(text: &str, options: &LoadOptions) -> Result<(), LoadErrors> {
+    if matches!(options.guard, Guard::InProcess) {
+        return load_sources(&[submitted(text)], options, None).map(drop);
+    }
+    let mut answer = Err(vec!["the rule checker did not answer".to_owned()]);
+    options.guard.vet(&[Job::File(text, flags_of(options))], |_, vetted| answer = vetted);
+    answer.map_err(|reasons| {
+        // A reason too long for the checker's answer is left out of it.
+        let none = reasons.is_empty().then(|| "the file is refused".to_owned());
+        LoadErrors(reasons.into_iter().chain(none).map(LoadError::of_directory).collect())
+    })
 }
 
 fn refused(reason: &str) -> LoadErrors {

@@ -8,9 +8,9 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
-use super::guarded::{ANSWER_MAX, JOB_CEL, JOB_YAML, PASSED, READY, REFUSED};
+use super::guarded::{ANSWER_MAX, JOB_CEL, JOB_FILE, JOB_YAML, PASSED, READY, REFUSED, options_of};
 use super::load::COMPILE_STACK;
-use super::{expression, yaml};
+use super::{expression, installs, load_sources, yaml};
 
 /// Address space in bytes. A load of 10,000 rules needs about a tenth; the allocator reserves 64 MiB a thread.
 const ADDRESS_SPACE_MAX: u64 = 512 * 1024 * 1024;
@@ -18,6 +18,8 @@ const ADDRESS_SPACE_MAX: u64 = 512 * 1024 * 1024;
 const CPU_SECONDS_MAX: u64 = 30;
 /// Standard input, output and error: there is nothing else, and nothing else can be opened.
 const DESCRIPTORS_MAX: u64 = 3;
+/// Errors of a submission that are told: more than whoever sent it is shown.
+const FILE_ERRORS_MAX: usize = 32;
 /// Bytes of one job: the largest rule file.
 const JOB_MAX: u64 = 8 * 1024 * 1024;
 
@@ -91,6 +93,7 @@ fn serve(input: impl Read, mut output: impl Write) -> std::io::Result<()> {
                 Vec::new()
             }
             [JOB_CEL] => expression::compile(&text).err().unwrap_or_default(),
+            [JOB_FILE] => whole_file(&text),
             _ => return Err(std::io::ErrorKind::InvalidData.into()),
         };
         // One write an answer, and none held back: the next job may be the last.
@@ -98,6 +101,14 @@ fn serve(input: impl Read, mut output: impl Write) -> std::io::Result<()> {
         output.flush()?;
     }
     Ok(())
+}
+
+/// What is wrong with a submission, told after its flags.
+fn whole_file(job: &str) -> Vec<String> {
+    let Some((flags, text)) = job.split_at_checked(1) else { return vec!["no file was given".to_owned()] };
+    let options = options_of(flags.bytes().next().unwrap_or_default());
+    let errors = load_sources(&[installs::submitted(text)], &options, None).err();
+    errors.into_iter().flat_map(|errors| errors.0).take(FILE_ERRORS_MAX).map(|error| error.to_string()).collect()
 }
 
 fn answer(reasons: &[String]) -> Vec<u8> {
@@ -119,6 +130,8 @@ fn answer(reasons: &[String]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LoadOptions;
+    use super::super::guarded::{Guard, flags_of};
     use super::*;
 
     #[test]
@@ -135,6 +148,24 @@ mod tests {
         assert!(text.starts_with("R+\0\0\0\0-"), "{text:?}");
         assert!(text.contains("network.ip"), "{text:?}");
         assert!(text.contains("CEL: "), "{text:?}");
+    }
+
+    #[test]
+    fn a_whole_file_is_judged_under_its_options() {
+        let file = |flags: &str, mode: &str| {
+            let rule = format!("{{id: a, condition: 'true', action: allow, egress: {{mode: {mode}}}}}");
+            whole_file(&format!("{flags}version: '1'\nrules:\n- {rule}\n")).join(" ")
+        };
+        let flags = |proxy, interception| {
+            let options = LoadOptions { proxy, interception, guard: Guard::InProcess };
+            char::from(flags_of(&options)).to_string()
+        };
+        assert_eq!(file(&flags(true, true), "intercept"), "");
+        assert!(file(&flags(true, false), "intercept").contains("--ca-cert"));
+        assert!(file(&flags(false, true), "proxy").contains("--no-proxy"));
+        assert_eq!(file(&flags(false, false), "direct_ip"), "");
+        assert!(file(&flags(true, true), "other").starts_with("rule_file:3: rule a: unknown mode"));
+        assert!(!whole_file("").is_empty());
     }
 
     #[test]

@@ -329,7 +329,7 @@ fn lines(all: &[String]) -> String {
         })
         .collect();
     if all.len() > LINES_MAX {
-        shown.push(format!("and {} more", all.len() - LINES_MAX));
+        shown.push("and more".to_owned());
     }
     shown.join("\n")
 }

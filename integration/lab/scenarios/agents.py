@@ -5,8 +5,13 @@ import os
 import shutil
 import time
 
+from figures import anonymous_kib
 from harness import *
 
+# Anonymous memory that rounds of all parser bombs may add to the daemon's, KiB: in all, and in a round after the first.
+# A tree of one of these texts is some megabytes; what is left is heap that a thread used for the first time, the Docker
+# manager's at its look every 30 s included.
+BOMBS_MAY_LEAVE, A_ROUND_MAY_LEAVE = 768, 32
 SOCKET = "/run/outcall/agent.sock"
 TOOLS = [
     rule("tool-echo", 'run.tool == "echo" && agent.name == "alpha"'),
@@ -376,29 +381,35 @@ def requests_survive_a_crash_of_the_daemon(lab):
     check(alpha.curl("http://example.com/").status == 403)
 
 
-@scenario(deadline=90, alone=True)
+@scenario(deadline=150, alone=True)
 def parser_bombs_are_refused_in_time_and_memory(lab):
-    daemon = lab.daemon(flags=["--agent-rule-rate", "100/10"])
+    daemon = lab.daemon(flags=["--agent-rule-rate", "1000/10"])
     alpha = agent(lab, daemon, "alpha-1")
     submit(alpha, rule_file(rule("warm", "true")))
-    before = daemon.memory_kib()
     aliases = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9))
     conditions = ["(" * 8000, "string(" * 300, "[" * 4000 + "]" * 4000, "1" + "+1" * 15000, "http" + ".a" * 10000,
                   'http.host.matches("(a{1000}){1000}")', "-" * 30000 + "1",
                   "[0,1,2,3,4,5,6,7,8,9].all(a, " * 7 + "true" + ")" * 7]
     bombs = [rule_file(rule("bomb", condition)) for condition in conditions]
-    bombs += ["version: '1'\nrules:\n" + "- {}\n" * 10000, aliases, "[" * 60000, "{" * 60000, "a: " * 10000, "- " * 30000, "&a " * 20000, "\x00", "",
+    bombs += ["version: '1'\nrules:\n" + "- {}\n" * 10000, aliases, "[" * 60000, "{" * 60000, "a: " * 10000,
+              "- " * 30000, "&a " * 20000, "\x00", "",
               "version: '1'\nrules:\n" + "- {id: a, condition: 'true', action: allow}\n" * 1300]
-    for bomb in bombs:
-        start = time.monotonic()
-        seen = ask(alpha, "/v1/requests/rules", {"rule_file": bomb})
-        took = time.monotonic() - start
-        check(seen.status == 422, (bomb[:60], seen))
-        check(took < 2, (bomb[:60], took))
+    # An ordinary refusal first.
+    check(ask(alpha, "/v1/requests/rules", {"rule_file": "version: '1'\nrules: 5\n"}).status == 422)
+    sizes = [anonymous_kib(daemon.process.pid)]
+    for _ in range(3):
+        for bomb in bombs:
+            start = time.monotonic()
+            seen = ask(alpha, "/v1/requests/rules", {"rule_file": bomb})
+            took = time.monotonic() - start
+            check(seen.status == 422, (bomb[:60], seen))
+            check(took < 2, (bomb[:60], took))
+        sizes.append(anonymous_kib(daemon.process.pid))
     many = rule_file(*[rule(f"r{n}", "true") for n in range(10000)])
     check(ask(alpha, "/v1/requests/rules", {"rule_file": many}).status == 413)
-    check(daemon.memory_kib() - before < 8192, (before, daemon.memory_kib()))
+    check(max(sizes) - sizes[0] < BOMBS_MAY_LEAVE, sizes)
+    check(min(sizes[2] - sizes[1], sizes[3] - sizes[2]) < A_ROUND_MAY_LEAVE, sizes)
     check(len(daemon.api("GET", "/api/v1/requests/rules").data) == 1)
     check(daemon.api("GET", "/api/v1/health").status == 200)
 
