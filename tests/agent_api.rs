@@ -16,7 +16,7 @@ use outcall::agent_api::{AgentApi, AgentApiCommand, AgentApiConfig, AgentApiLink
 use outcall::daemon::control::ControlMessage;
 use outcall::daemon::{Rate, Readiness, Snapshot};
 use outcall::docker_manager::{Directory, DockerCommand, Endpoint, ManagedNetwork};
-use outcall::event_loop::{Address, Mailbox, mailbox};
+use outcall::event_loop::{Address, Mailbox, Reply, mailbox};
 use outcall::events::EventSink;
 use outcall::rule_engine::{Guard, LoadOptions, RuleEngineCommand, RuleSet, Source, load_sources};
 use outcall::state::{RealDisk, RequestKeeper, RequestKeeperConfig, RequestStore, RequestsCommand};
@@ -476,6 +476,34 @@ fn rule_requests_are_kept_and_only_their_own_are_seen() {
     answer.recv_timeout(WITHIN).unwrap().unwrap();
     let (_, body) = world.ask(1, &format!("GET /v1/requests/rules/{request}"));
     assert_eq!((body["status"].as_str(), body["reason"].as_str()), (Some("rejected"), Some("too wide")));
+}
+
+#[test]
+fn rule_requests_that_nobody_takes_are_503_and_come_back() {
+    let Some(world) = World::start("busy", &[(1, "coder-1")]) else { return };
+    let submit = r#"POST /v1/requests/rules {"rule_file":"version: '1'\nrules: 5\n"}"#;
+    assert_eq!(world.ask(1, submit).0, 422);
+    // The keeper is busy for good: what it is sent piles up until its mailbox is full.
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (begin, begun) = std::sync::mpsc::channel();
+    let busy = Reply::new(move |()| {
+        begin.send(()).unwrap();
+        assert!(held.recv().is_err());
+    });
+    assert!(world.requests.send(RequestsCommand::Ping(busy)).is_ok());
+    begun.recv_timeout(WITHIN).unwrap();
+    while world.requests.send(RequestsCommand::Ping(Reply::new(|()| ()))).is_ok() {}
+    for request in [submit, "GET /v1/requests/rules/rr-0000000000000000"] {
+        let (status, body) = world.ask(1, request);
+        assert_eq!((status, body["error"].as_str().is_some_and(|text| text.contains("busy"))), (503, true), "{body}");
+    }
+    assert_eq!(world.ask(1, "POST /v1/checkin {}").0, 200);
+    drop(hold);
+    let deadline = Instant::now() + WITHIN;
+    while world.ask(1, "GET /v1/requests/rules/rr-0000000000000000").0 != 404 {
+        assert!(Instant::now() < deadline, "the keeper did not come back");
+    }
+    assert_eq!(world.ask(1, submit).0, 422);
 }
 
 #[test]

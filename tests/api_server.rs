@@ -344,6 +344,11 @@ fn caps_turn_away_one_peer_with_a_word_and_heal() {
     let mut fifth = world.connect();
     let refusal = until(&mut fifth, "too many connections");
     assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal}");
+    // Not closed yet: a client that writes before it reads gets the words, not an error.
+    let mut sixth = world.connect();
+    until(&mut world.connect(), "too many connections");
+    sixth.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    until(&mut sixth, "too many connections");
     drop(held);
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

@@ -379,3 +379,55 @@ fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
     }
     serde_json::from_slice(bytes).map_err(|error| failed(400, format!("the body is wrong: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{directory, endpoint};
+    use super::*;
+    use crate::daemon::{Rate, Readiness};
+    use crate::event_loop::{Address, Mailbox, mailbox};
+    use crate::events::EventSink;
+    use crate::rule_engine::RuleSet;
+
+    #[test]
+    fn a_keeper_that_does_not_answer_is_503_in_the_end() {
+        fn address<T>() -> (Address<T>, Mailbox<T>) {
+            mailbox(&mio::Poll::new().unwrap(), 1).unwrap()
+        }
+        let (requests, taken) = address();
+        let links = AgentApiLinks {
+            control: address().0,
+            docker: address().0,
+            requests,
+            events: EventSink::discard(),
+            readiness: Readiness::default(),
+            own: address().0,
+        };
+        let rate = Rate { count: 1, window: Duration::from_secs(1) };
+        let config = AgentApiConfig {
+            socket: "agent.sock".into(),
+            docker_socket: "docker.sock".into(),
+            evaluation_limit: Duration::from_secs(1),
+            checks: rate,
+            submissions: rate,
+        };
+        let now = Instant::now();
+        let snapshot = Snapshot {
+            generation: 1,
+            rules: Arc::new(RuleSet::block_all()),
+            directory: Arc::new(directory(&[&endpoint("coder-1", 1, 7)])),
+        };
+        let mut desk = Desk::new(config, links, Identifier::new().unwrap(), Arc::new(snapshot));
+        let ticket = Ticket::detached(1);
+        let stop = RequestsCommand::Stop;
+        assert!(matches!(desk.ask_keeper(ticket, stop, now), Ok(Answer::Later)));
+        assert!(taken.take().is_some());
+        assert!(desk.overdue(now + KEEPER_WITHIN - Duration::from_secs(1)).is_empty());
+        let answers = desk.overdue(now + KEEPER_WITHIN);
+        assert_eq!(
+            answers.iter().map(|(ticket, response)| (*ticket, response.status)).collect::<Vec<_>>(),
+            [(ticket, 503)]
+        );
+        assert_eq!(desk.next_deadline(), None);
+    }
+}

@@ -25,6 +25,11 @@ const ACCEPT_TURN: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const READ_SIZE: usize = 16 * 1024;
+/// How long a connection that was turned away is kept: one that is closed while its client still writes gives the
+/// client an error in place of the words.
+const TURNED_AWAY_FOR: Duration = Duration::from_secs(1);
+/// How many are kept so, beyond the caps.
+const TURNED_AWAY_MAX: usize = 64;
 
 /// What serves the requests.
 pub trait Handler {
@@ -123,6 +128,8 @@ pub struct Server {
     keys: HashMap<Option<u64>, usize>,
     /// Connections whose turn was cut short.
     again: VecDeque<usize>,
+    /// Connections that were told that they are too many, and until when they are kept.
+    turned_away: VecDeque<(UnixStream, Instant)>,
     accept_at: Option<Instant>,
     accept_failing: bool,
     serial: u64,
@@ -155,6 +162,7 @@ impl Server {
             open: 0,
             keys: HashMap::new(),
             again: VecDeque::new(),
+            turned_away: VecDeque::new(),
             accept_at: None,
             accept_failing: false,
             serial: 0,
@@ -187,6 +195,9 @@ impl Server {
             self.accept_at = None;
             self.accept(handler, now);
         }
+        while self.turned_away.front().is_some_and(|(_, until)| *until <= now) {
+            self.turned_away.pop_front();
+        }
         for _ in 0..self.again.len() {
             if let Some(slot) = self.again.pop_front() {
                 self.drive(slot, handler, now);
@@ -212,7 +223,8 @@ impl Server {
             return Some(Duration::ZERO);
         }
         let deadlines = self.sessions.iter().flatten().filter_map(|session| session.connection.deadline());
-        deadlines.chain(self.accept_at).min().map(|at| at.saturating_duration_since(now))
+        let turned_away = self.turned_away.front().map(|(_, until)| *until);
+        deadlines.chain(self.accept_at).chain(turned_away).min().map(|at| at.saturating_duration_since(now))
     }
 
     /// The answer to a request that got [`Answer::Later`]. One that nobody waits for any more is dropped.
@@ -307,7 +319,7 @@ impl Server {
         if self.open >= self.caps.connections || of_key >= self.caps.per_key {
             let mut words = handler.refusal(503, "too many connections are open; close some or try again");
             words.close = true;
-            turn_away(&mut stream, &words, self.limits, now);
+            self.turn_away(stream, &words, now);
             return;
         }
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -325,6 +337,17 @@ impl Server {
         self.sessions[slot] =
             Some(Session { stream, connection, peer, key, refusal, serial: 0, readable: true, writable: true });
         self.drive(slot, handler, now);
+    }
+
+    /// One try at saying why; nothing that comes after is read.
+    fn turn_away(&mut self, mut stream: UnixStream, words: &Response, now: Instant) {
+        if stream.write(&Connection::farewell(words, self.limits, now)).is_ok() {
+            let _ = stream.shutdown(Shutdown::Write);
+            if self.turned_away.len() >= TURNED_AWAY_MAX {
+                self.turned_away.pop_front();
+            }
+            self.turned_away.push_back((stream, now + TURNED_AWAY_FOR));
+        }
     }
 
     /// Lets one connection do what it can, for a turn.
@@ -448,9 +471,4 @@ impl Session {
         }
         true
     }
-}
-
-/// One try at saying why; the connection is not kept for it.
-fn turn_away(stream: &mut UnixStream, words: &Response, limits: Limits, now: Instant) {
-    let _ = stream.write(&Connection::farewell(words, limits, now));
 }

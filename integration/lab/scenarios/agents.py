@@ -415,6 +415,74 @@ def parser_bombs_are_refused_in_time_and_memory(lab):
 
 
 @scenario()
+def calls_that_never_end_are_408(lab):
+    """A head, and a body, of which one more byte comes all the time."""
+    daemon = lab.daemon(TOOLS)
+    alpha, beta = agent(lab, daemon, "alpha-1"), agent(lab, daemon, "beta-1")
+    seen = alpha.py('''
+def endless(start):
+    """Status and seconds of the answer to a request that goes on for ever."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(path); s.settimeout(0.1)
+        begun, answer = time.monotonic(), b""
+        s.sendall(start)
+        while not answer and time.monotonic() < begun + 25:
+            s.send(b"a")
+            try: answer = s.recv(4096)
+            except TimeoutError: pass
+        return [answer.split(b"\\r\\n")[0].decode(), time.monotonic() - begun]
+starts = [b"POST /v1/checkin HTTP/1.1\\r\\nHost: o\\r\\nX-",
+          b"POST /v1/checkin HTTP/1.1\\r\\nHost: o\\r\\nContent-Length: 60000\\r\\n\\r\\n"]
+with concurrent.futures.ThreadPoolExecutor() as pool: result = list(pool.map(endless, starts))
+''', path=SOCKET, seconds=60)
+    check([line for line, _ in seen] == ["HTTP/1.1 408 Request Timeout"] * 2, seen)
+    # What agent-api.md says of heads and bodies: not cut off before.
+    check(seen[0][1] >= 5 and seen[1][1] >= 10, seen)
+    check(token_of(beta) and token_of(alpha))
+
+
+# Connections that ask now and then, so that none is idle for long; told when they are there, ended by a line.
+HOLD = (
+    "import select, socket, sys\nheld = []\n"
+    "def ask(s):\n"
+    " try: s.sendall(b'POST /v1/checkin HTTP/1.1\\r\\nHost: o\\r\\nContent-Length: 2\\r\\n\\r\\n{}')\n"
+    " except OSError: pass\n"  # turned away already
+    " return s.recv(4096).split(b' ')[1].decode()\n"
+    "def connect():\n"
+    " s = socket.socket(socket.AF_UNIX); s.connect('" + SOCKET + "'); held.append(s); return s\n"
+    "first = {ask(connect()) for n in range(512)}\n"
+    "print(first, ask(connect()), flush=True); held.pop()\n"
+    "while not select.select([sys.stdin], [], [], 5)[0]: [ask(s) for s in held]\n")
+
+
+@scenario(deadline=120)
+def connections_beyond_the_caps_are_503(lab):
+    daemon = lab.daemon(TOOLS)
+    holders = [agent(lab, daemon, f"holder-{number}") for number in range(8)]
+    other = agent(lab, daemon, "beta-1")
+
+    def hold(holder):
+        return holder.start("/usr/bin/python3", "-c", HOLD, stdin=-1, stdout=-1)
+
+    # One container has its 512, and one more is turned away; the others have theirs.
+    first = hold(holders[0])
+    check(first.stdout.readline() == b"{'200'} 503\n")
+    check(ask(holders[0], "/v1/checkin", {}).status == 503)
+    check(token_of(other))
+    # Eight of them have all 4096.
+    rest = [hold(holder) for holder in holders[1:]]
+    for process in rest:
+        check(process.stdout.readline() == b"{'200'} 503\n")
+    seen = ask(other, "/v1/checkin", {})
+    check(seen.status == 503 and "too many connections" in seen.json["error"], seen)
+    for process in [first, *rest]:
+        process.stdin.close()
+        process.wait()
+    wait_for(lambda: ask(other, "/v1/checkin", {}).status == 200, "room again", 5)
+    check(token_of(holders[0]))
+
+
+@scenario()
 def malformed_calls_have_their_statuses(lab):
     daemon = lab.daemon(TOOLS)
     alpha = agent(lab, daemon, "alpha-1")
