@@ -7,8 +7,8 @@ mod bridge_world;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bridge_world::*;
@@ -319,6 +319,70 @@ fn with_few_capabilities(pid: i32) {
     daemon.open(&endpoint, Duration::from_secs(60)).unwrap();
     assert_eq!(daemon.ask(BridgeCommand::Flush).unwrap(), 1);
     daemon.stop(StopMode::Teardown);
+}
+
+/// Takes CAP_NET_ADMIN out of this thread's effective set, or puts it back; it stays permitted.
+fn net_admin(on: bool) {
+    const NET_ADMIN: u32 = 1 << 12;
+    let mut header = [0x2008_0522_u32, 0];
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: a header of version 3, for this thread, and the two sets that this version reads and writes.
+    let done = unsafe {
+        let read = libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr());
+        sets[0][0] = if on { sets[0][0] | NET_ADMIN } else { sets[0][0] & !NET_ADMIN };
+        read == 0 && libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) == 0
+    };
+    assert!(done, "{}", std::io::Error::last_os_error());
+}
+
+/// What a thread logs, from here on.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn after_an_own_change_that_failed_the_table_is_put_back_and_nobody_else_is_blamed() {
+    if !enter() {
+        return;
+    }
+    let (daemon, _, _a, a_end) = daemon_with_container(DIRECT);
+    let said = Said::default();
+    let log = said.clone();
+    daemon.inside(move || {
+        let subscriber = tracing_subscriber::fmt().with_writer(move || log.clone()).finish();
+        // For as long as the thread lives.
+        std::mem::forget(tracing::subscriber::set_default(subscriber));
+    });
+    let logged = || String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
+    let many = |first: u8| {
+        let mut opened = grant(&daemon.rules, &a_end, Duration::from_secs(60));
+        opened.addresses = (0..64).map(|last| Ipv4Addr::new(9, 9, first, last)).collect();
+        daemon.ask(|done| BridgeCommand::Grant(opened, done))
+    };
+    (0..4).for_each(|first| many(first).unwrap());
+    assert_eq!(daemon.ask(BridgeCommand::Grants).unwrap().len(), 256);
+    // The book has given up the oldest for these when the kernel refuses the change.
+    daemon.inside(|| net_admin(false));
+    let refused = many(4).unwrap_err();
+    assert!(refused.contains("CAP_NET_ADMIN"), "{refused}");
+    daemon.inside(|| net_admin(true));
+    until("the flows that no one holds to be gone", || {
+        daemon.ask(BridgeCommand::Grants).unwrap().len() == 192 && !run("nft list ruleset").contains("9.9.0.1 ")
+    });
+    until("the word of it", || logged().contains("by a change of outcalld's own, and has been put back"));
+    assert!(!logged().contains("someone else"), "{}", logged());
+    assert!(daemon.healthy());
+    run("nft flush set inet outcall direct4");
+    until("the flows to be back", || run("nft list ruleset").contains("9.9.1.1 "));
+    until("the word of it", || logged().contains("nftables was changed by someone else"));
 }
 
 #[test]

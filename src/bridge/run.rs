@@ -65,8 +65,10 @@ pub struct Bridge {
     kernel_log: Option<KernelLog>,
     /// The mailbox may hold commands.
     commanded: bool,
-    /// A foreign change is to be looked at.
+    /// The tables are to be looked at.
     suspicious: bool,
+    /// Somebody else changed them since they were last found as planned.
+    foreign: bool,
     last_repair: Option<Instant>,
     /// Until when endpoints without veth are looked for.
     claim_until: Option<Instant>,
@@ -131,6 +133,7 @@ impl Bridge {
             kernel_log,
             commanded: false,
             suspicious: false,
+            foreign: false,
             last_repair: None,
             claim_until: None,
             unacknowledged: None,
@@ -177,7 +180,7 @@ impl Bridge {
             match event.token() {
                 MAILBOX => self.commanded = true,
                 LINKS => reconcile |= self.link_monitor.drain(),
-                TABLES => self.suspicious |= self.foreign_change(),
+                TABLES => self.foreign |= self.foreign_change(),
                 DROPS => self.report_drops(),
                 _ => {}
             }
@@ -189,6 +192,7 @@ impl Bridge {
         if reconcile || self.claim_until.is_some() {
             self.reconcile();
         }
+        self.suspicious |= self.foreign;
         if self.suspicious {
             self.check(now);
         }
@@ -400,12 +404,22 @@ impl Bridge {
         self.link_monitor.drain();
         self.reconcile();
         match self.enforcer.check(now) {
-            Ok(differences) if differences.is_empty() => self.acknowledge(),
+            Ok(differences) if differences.is_empty() => {
+                self.foreign = false;
+                self.acknowledge();
+            }
             Ok(differences) => {
                 self.last_repair = Some(now);
                 // Once more after the repair: it is checked like any other change.
                 self.suspicious = true;
-                warn!(target: LOG, "nftables was changed by someone else and has been put back: {}", differences.join("; "));
+                // Whoever did it, its notification is there by now.
+                self.foreign |= self.foreign_change();
+                let cause = if self.foreign {
+                    "was changed by someone else"
+                } else {
+                    "was left otherwise than planned by a change of outcalld's own"
+                };
+                warn!(target: LOG, "nftables {cause}, and has been put back: {}", differences.join("; "));
                 self.events.record(Event::new(Layer::Kernel, Verdict::Block, "table_restored"));
                 self.tell_ready();
             }

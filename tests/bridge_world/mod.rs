@@ -270,6 +270,17 @@ impl Daemon {
         self.ask(|done| BridgeCommand::EnsureNetwork { bridge, subnet, gateway, done }).unwrap();
     }
 
+    /// Does something on the bridge's own thread, between two commands.
+    pub fn inside(&self, act: impl FnOnce() + Send + 'static) {
+        let (done, heard) = crossbeam_channel::bounded(1);
+        let reply = outcall::event_loop::Reply::new(move |()| {
+            act();
+            done.send(()).unwrap();
+        });
+        assert!(self.commands.send(BridgeCommand::Ping(reply)).is_ok());
+        heard.recv_timeout(PATIENCE).unwrap();
+    }
+
     /// Opens what a DNS answer of [`PUBLIC`] would, see [`grant`].
     pub fn open(&self, endpoint: &Arc<Endpoint>, ttl: Duration) -> Result<(), String> {
         let opened = grant(&self.rules, endpoint, ttl);
