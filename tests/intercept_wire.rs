@@ -3,11 +3,14 @@
 mod intercept_support;
 mod proxy_support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use intercept_support::{Ca, Flaw, World, client_config, request, server_config, shown};
 use outcall::events::{Layer, Verdict};
 use proxy_support::Running;
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 
 /// The example of the documents.
 const MESSAGES: &str =
@@ -72,8 +75,8 @@ fn a_tunnel_beside_it_is_untouched() {
     client.send(request("GET", "other.example", "/", "", ""));
     assert_eq!(client.response().status, 200);
     let straight = proxy_support::Wire::new(std::net::TcpStream::connect(("127.0.0.1", origin.port)).unwrap());
-    let name = rustls::pki_types::ServerName::try_from("other.example").unwrap();
-    let straight = straight.secure(rustls::ClientConnection::new(theirs.into(), name).unwrap()).unwrap();
+    let name = ServerName::try_from("other.example").unwrap();
+    let straight = straight.secure(ClientConnection::new(theirs.into(), name).unwrap()).unwrap();
     assert_eq!(shown(&client), shown(&straight));
     let decrypted = world.client(&proxy, "ok.example", &origin);
     assert_ne!(shown(&decrypted), shown(&straight));
@@ -114,6 +117,46 @@ fn each_request_is_judged_by_the_newest_rules() {
         assert!(client.is_closed());
     }
     assert_eq!(origin.seen().len(), 4);
+}
+
+#[test]
+fn rules_that_come_during_the_clients_handshake_are_those_that_judge() {
+    let world = World::new();
+    let get = "r intercept http.host == 'ok.example' && http.method == 'GET'";
+    let post = "r intercept http.host == 'ok.example' && http.method == 'POST'";
+    let (proxy, origin) = (world.setup(&[get]).start(), world.origin());
+    // Nothing of the hello is sent by then, half of it, or all and the server's flight is read.
+    for halves in 0..=2 {
+        let begin = || {
+            proxy.reload(&[get]);
+            let mut client = proxy.client();
+            assert_eq!(client.connect(&format!("ok.example:{}", origin.port)).status, 200);
+            let name = ServerName::try_from("ok.example").unwrap();
+            let config = Arc::new(client_config(&world.ours, &["http/1.1"]));
+            let mut tls = ClientConnection::new(config, name).unwrap();
+            let mut hello = Vec::new();
+            tls.write_tls(&mut hello).unwrap();
+            let rest = hello.split_off(hello.len() * halves / 2);
+            client.send(hello);
+            while rest.is_empty() && tls.is_handshaking() {
+                tls.read_tls(&mut client.stream).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+            (client, tls, rest)
+        };
+        let (mut client, tls, rest) = begin();
+        proxy.reload(&[post]);
+        client.send(rest);
+        let mut client = client.secure(tls).unwrap();
+        client.send(request("GET", "ok.example", "/get", "", ""));
+        assert_eq!(client.response().status, 403, "{halves}");
+        client.send(request("POST", "ok.example", "/post", "", "x"));
+        assert_eq!(client.response().status, 200, "{halves}");
+        let (mut client, ..) = begin();
+        proxy.reload(&[]);
+        assert!(client.is_closed(), "{halves}");
+    }
+    assert!(origin.seen().len() == 3 && origin.seen().iter().all(|head| head.starts_with("POST /post ")));
 }
 
 #[test]

@@ -104,6 +104,24 @@ class Container:
         words = [engine_module.CLIENT, "--host", f"unix://{self.engine.socket}", "exec", "-i", self.name]
         return sh.start([*words, *command], stdout=stdout, stdin=stdin, log=log, sig=signal.SIGKILL)
 
+    def kept(self, url):
+        """Gives a function that asks for `url` on one connection to the proxy, each time that it is called: the status
+        and the client's port, which is the same for as long as the connection is."""
+        process = self.start("/usr/bin/python3", "-c", (
+            "import http.client, sys\n"
+            f"connection = http.client.HTTPConnection({self.gateway!r}, {PROXY_PORT}, timeout=10)\n"
+            "for line in sys.stdin:\n"
+            f"  connection.request('GET', {url!r}); port = connection.sock.getsockname()[1]\n"
+            "  answer = connection.getresponse(); answer.read(); print(answer.status, port, flush=True)\n"),
+            stdin=-1, stdout=-1)
+
+        def ask():
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            return tuple(map(int, process.stdout.readline().split()))
+
+        return ask
+
     def sh(self, script, **options):
         """Runs a shell script inside."""
         return self.run("sh", "-c", script, **options)

@@ -69,6 +69,34 @@ def idle_and_half_open_connections_do_not_stop_others(lab):
     process.kill()
 
 
+@scenario(deadline=90)
+def without_descriptors_dns_goes_on_over_udp_and_tcp_comes_back_by_itself(lab):
+    daemon = lab.daemon(allow("example.com"))
+    client = lab.client()
+    check(client.dig("example.com").status == "NOERROR")
+    pid = str(daemon.process.pid)
+    with open(f"/proc/{pid}/limits") as file:
+        before = next(line.split()[3] for line in file if line.startswith("Max open files"))
+    # Whatever is opened from here on is one too many.
+    run(["prlimit", "--pid", pid, "--nofile=3:"])
+    waiting = client.start("dig", "+tcp", "+tries=1", "+time=30", f"@{client.gateway}", "example.com", stdout=-1)
+    wait_for(lambda: "cannot accept" in daemon.text(), "an accept to fail", 10)
+    for _ in range(5):
+        check(client.dig("denied.example.net").status == "NXDOMAIN")
+        check(client.dig("example.com").status == "NOERROR")
+    check(waiting.poll() is None)
+    # Said once, not at each try.
+    said = [line for line in daemon.text().splitlines() if " dns: cannot accept" in line]
+    check(len(said) == 1, said)
+    run(["prlimit", "--pid", pid, f"--nofile={before}:"])
+    # No new connection tells it: the one that waited is served.
+    answer, _ = waiting.communicate(timeout=20)
+    check(b"status: NOERROR" in answer, answer)
+    check(client.dig("example.com", "A", "+tcp").status == "NOERROR")
+    wait_for(lambda: daemon.api("GET", "/api/v1/health").status == 200, "health", 10)
+    check(client.curl("http://example.com/").status == 200)
+
+
 @scenario()
 def heads_without_end_are_431(lab):
     lab.daemon(allow("example.com"))

@@ -138,19 +138,32 @@ def ten_thousand_rules_load_in_time_and_stay_fast(lab):
 def the_next_request_of_a_kept_alive_connection_is_judged_anew(lab):
     daemon = lab.daemon(allow("example.com"))
     client = lab.client()
-    process = client.start("/usr/bin/python3", "-c", (
-        "import http.client, os, time\n"
-        "c = http.client.HTTPConnection('10.200.0.1', 8080, timeout=10)\n"
-        "def ask():\n c.request('GET', 'http://example.com/k'); r = c.getresponse(); r.read(); return r.status\n"
-        "print(ask(), flush=True); input(); print(ask(), flush=True)\n"),
-        stdin=-1, stdout=-1)
-    check(process.stdout.readline().strip() == b"200")
+    ask = client.kept("http://example.com/k")
+    status, port = ask()
+    check(status == 200, status)
     daemon.reload(allow("github.com"))
-    process.stdin.write(b"\n")
-    process.stdin.flush()
-    check(process.stdout.readline().strip() == b"403")
+    check(ask() == (403, port))
     check(len(lab.internet.origin.requests(path="/k")) == 1)
-    process.kill()
+
+
+@scenario()
+def an_address_that_becomes_the_hosts_own_is_refused_on_a_kept_alive_connection(lab):
+    """The upstream connection was made while the address was somebody else's."""
+    daemon = lab.daemon(allow("example.com"))
+    client = lab.client()
+    lab.internet.names.set("example.com", "5.43.0.1")
+    service = lab.host_service(80)
+    ask = client.kept("http://example.com/own")
+    seen = [ask(), ask()]
+    check([status for status, _ in seen] == [200, 200], seen)
+    lab.space.run("ip", "address", "add", "5.43.0.1/32", "dev", "lo")
+    refused, port = ask()
+    check((refused, port) == (403, seen[0][1]), (refused, port, seen))
+    log = f"{daemon.state_dir}/decisions.jsonl"
+    wait_for(lambda: any('"own_address"' in line for line in open(log)), "the decision to be written", 5)
+    lab.space.run("ip", "address", "del", "5.43.0.1/32", "dev", "lo")
+    check(ask()[0] == 200)
+    check(not service.visits and len(lab.internet.origin.requests(path="/own")) == 3, service.visits)
 
 
 @scenario()
