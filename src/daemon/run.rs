@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 use crate::agent_api::{AgentApi, AgentApiCommand, AgentApiLinks, socket_path};
 use crate::api::{RuleFinding, RulesChecked};
 use crate::authority::{self, LeavesCommand, Published};
-use crate::bridge::{self, Bridge, BridgeCommand, StopMode};
+use crate::bridge::{self, Bridge, BridgeCommand, StartError, StopMode};
 use crate::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
 use crate::docker_manager::{DockerCommand, DockerLinks, DockerManager};
 use crate::event_loop::{Address, Mailbox, mailbox};
@@ -29,7 +29,7 @@ use super::control::ControlMessage;
 use super::control_loop::{Control, Ending, Watch};
 use super::inherited::Inherited;
 use super::interception::{self, Interception};
-use super::lock::Lock;
+use super::lock::{self, Lock};
 use super::notify::Watchdog;
 use super::publisher::{Publisher, Reader};
 use super::settings::{agent_config, bridge_config, docker_config, interception_config, load_options, proxy_config};
@@ -91,6 +91,11 @@ pub fn lockdown(flags: &Flags) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            // Closed it was; a daemon that runs puts its own tables back, maybe before these were compared.
+            if let (StartError::Differs(_), Some(pid)) = (&error, lock::running()) {
+                tracing::info!(target: "outcalld", "closed; outcalld (pid {pid}) runs here and has put its own tables back");
+                return ExitCode::SUCCESS;
+            }
             tracing::error!(target: "outcalld", "lockdown failed: {error}");
             ExitCode::FAILURE
         }

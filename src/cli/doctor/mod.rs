@@ -191,7 +191,11 @@ fn rules(checked: &ProbedRules) -> Finding {
         true if warnings.is_empty() => {
             good(RULES, checked.report.lines().last().unwrap_or_default().trim_start_matches("ok: "))
         }
-        true => bad(DoctorVerdict::Warning, RULES, warnings.trim_start_matches("warning: "), REMEDY),
+        true => {
+            let none = warnings.ends_with("everything is blocked");
+            let remedy = if none { "write a rule there, and try it with `outcall rules check`" } else { REMEDY };
+            bad(DoctorVerdict::Warning, RULES, warnings.trim_start_matches("warning: "), remedy)
+        }
     }
 }
 
@@ -264,6 +268,8 @@ mod tests {
         let found = checked(false, "error: a.yaml:3: bad\nerror: b.yaml:1: worse\n");
         assert_eq!((found.verdict, found.found.as_str()), (DoctorVerdict::Problem, "error: a.yaml:3: bad"));
         assert_eq!(checked(true, "warning: none\nok: 0 rules\n").verdict, DoctorVerdict::Warning);
+        let none = checked(true, "warning: there are no rule files in /r: everything is blocked\nok: 0 rules\n");
+        assert!(none.remedy.unwrap().starts_with("write a rule"));
     }
 
     #[test]
