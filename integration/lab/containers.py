@@ -207,13 +207,13 @@ class Digged:
         return f"dig exit {self.exit} {self.status} {self.flags} {self.answers or self.text[-400:]!r}"
 
 
-def run_flags(authority_root, proxy_url):
-    """docker run flags of a tools container: the host's clients, the lab's CA, the proxy."""
+def run_flags(authority_root, proxy_url, host=""):
+    """docker run flags of a tools container: the host's clients (below `host`), the lab's CA, the proxy."""
     flags = []
     for path in ("/usr", "/etc/ssl", "/etc/alternatives"):
         if os.path.isdir(path):
-            flags += ["-v", f"{path}:{path}:ro"]
-    flags += ["-v", f"{HERE}/inside:/lab/inside:ro", "-v", f"{authority_root}:/lab/root.pem:ro"]
+            flags += ["-v", f"{host}{path}:{path}:ro"]
+    flags += ["-v", f"{host}{HERE}/inside:/lab/inside:ro", "-v", f"{host}{authority_root}:/lab/root.pem:ro"]
     env = {"PATH": PATH, "NODE_PATH": "/usr/share/nodejs", "HOME": "/tmp"}
     for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS",
                  "GIT_SSL_CAINFO"):

@@ -31,6 +31,15 @@ class Engine:
         self.socket = os.path.join(directory, "docker.sock")
         self.log = os.path.join(directory, "dockerd.log")
         self.process = None
+        # Below what the engine finds files of this host: for bind mounts.
+        self.host_files = ""
+
+    @classmethod
+    def of_another(cls, socket, host_files):
+        """An engine that runs already, of another machine."""
+        engine = cls(None, "/nonexistent")
+        engine.socket, engine.host_files = socket, host_files
+        return engine
 
     def start(self, *flags):
         """Starts dockerd (with extra flags) and waits until it answers."""

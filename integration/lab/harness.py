@@ -23,10 +23,11 @@ DEFAULT_DEADLINE = 60
 class Scenario:
     """One scenario: its name is `file.function`."""
 
-    def __init__(self, function, deadline, needs_daemon, alone):
+    def __init__(self, function, deadline, needs_daemon, needs_machine, alone):
         self.function = function
         self.deadline = deadline
         self.needs_daemon = needs_daemon
+        self.needs_machine = needs_machine
         self.alone = alone
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
 
@@ -35,11 +36,11 @@ class Skip(Exception):
     """Raised by a scenario that cannot run on this machine; carries the reason."""
 
 
-def scenario(deadline=DEFAULT_DEADLINE, needs_daemon=True, alone=False):
+def scenario(deadline=DEFAULT_DEADLINE, needs_daemon=True, needs_machine=False, alone=False):
     """Registers the function below as a scenario, deadline in seconds; nothing runs beside one that is `alone`."""
 
     def register(function):
-        SCENARIOS.append(Scenario(function, deadline, needs_daemon, alone))
+        SCENARIOS.append(Scenario(function, deadline, needs_daemon, needs_machine, alone))
         return function
 
     return register

@@ -184,19 +184,20 @@ class Lab:
         return self.engine.gateway(network)
 
     def client(self, network=DEFAULT_NETWORK, name=None, proxy=True, dns="gateway", image=None,
-               flags=(), command=("sleep", "infinity")):
+               flags=(), command=("sleep", "infinity"), engine=None):
         """Starts a container by plain `docker run`; it has the host's clients."""
-        gateway = self.gateway(network) if network not in ("none", "host") else None
+        engine = engine or self.engine
+        gateway = engine.gateway(network) if network not in ("none", "host") else None
         name = name or f"client{next(self._serial)}"
-        container = containers.Container(self.engine, name, gateway)
+        container = containers.Container(engine, name, gateway)
         words = ["run", "-d", "--name", name, "--network", network]
         if dns == "gateway":
             words += ["--dns", gateway]
         elif dns:
             words += ["--dns", dns]
         proxy_url = container.proxy if proxy else None
-        words += containers.run_flags(self.internet.authority.root, proxy_url)
-        self.engine.docker(*words, *flags, image or engine_module.TOOLS, *command)
+        words += containers.run_flags(self.internet.authority.root, proxy_url, engine.host_files)
+        engine.docker(*words, *flags, image or engine_module.TOOLS, *command)
         return container
 
     def host_service(self, port, address=""):

@@ -99,23 +99,36 @@ class Namespace:
         sh.stop(self.holder, grace=2)
 
 
+def dress(space, link, ip4, ip6):
+    """Gives a link its addresses and sets it up."""
+    space.run("ip", "addr", "add", f"{ip4}/24", "dev", link)
+    space.run("ip", "addr", "add", f"{ip6}/64", "dev", link, "nodad")
+    space.run("ip", "link", "set", link, "up")
+
+
+def dress_uplink(host):
+    """Makes `host`, which has the link `uplink`, the host that the internet knows."""
+    dress(host, "uplink", LAB_IP, LAB_IP6)
+    host.run("ip", "route", "add", "default", "via", INTERNET_IP)
+    host.run("ip", "-6", "route", "add", "default", "via", INTERNET_IP6)
+
+
+def hand_over(giver, taker):
+    """Moves the uplink to another host, which takes the giver's place on the internet."""
+    giver.run("ip", "link", "set", "uplink", "netns", str(taker.holder.pid))
+    dress_uplink(taker)
+
+
 def join(lab, internet):
     """Joins the two by a veth; the lab's default route leads to `internet`, which answers for all."""
     lab.run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "lab",
             "netns", str(internet.holder.pid))
-    for space, link, ip4, ip6 in (
-        (lab, "uplink", LAB_IP, LAB_IP6),
-        (internet, "lab", INTERNET_IP, INTERNET_IP6),
-    ):
-        space.run("ip", "addr", "add", f"{ip4}/24", "dev", link)
-        space.run("ip", "addr", "add", f"{ip6}/64", "dev", link, "nodad")
-        space.run("ip", "link", "set", link, "up")
+    dress(internet, "lab", INTERNET_IP, INTERNET_IP6)
+    dress_uplink(lab)
     lab.run("ip", "link", "add", "second", "type", "veth", "peer", "name", "second-end")
     lab.run("ip", "link", "set", "second-end", "up")
     lab.run("ip", "addr", "add", f"{LAB_OTHER_IP}/24", "dev", "second")
     lab.run("ip", "link", "set", "second", "up")
-    lab.run("ip", "route", "add", "default", "via", INTERNET_IP)
-    lab.run("ip", "-6", "route", "add", "default", "via", INTERNET_IP6)
     lab.sysctl("net/ipv4/ip_forward", 1)
     lab.sysctl("net/ipv6/conf/all/forwarding", 1)
 

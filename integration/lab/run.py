@@ -22,6 +22,7 @@ sys.path.insert(0, HERE)
 sys.dont_write_bytecode = True
 
 import harness  # noqa: E402
+import machine  # noqa: E402
 import sh  # noqa: E402
 from daemon import binary  # noqa: E402
 from lab import Lab  # noqa: E402
@@ -112,6 +113,8 @@ def main(arguments):
             return 1
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, leave)
+    if any(s.needs_machine for s in scenarios):
+        machine.base(say)
     counts = {"ok": 0, "FAIL": 0, "skip": 0}
     failures = []
     try:
