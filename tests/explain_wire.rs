@@ -1,5 +1,6 @@
 //! What `explain` says against what a running DNS filter and a running proxy do: random rules, random requests.
 
+mod intercept_support;
 mod proxy_support;
 
 use std::io::Read;
@@ -12,7 +13,8 @@ use std::time::Instant;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use outcall::api::{ExplainRequest, Explained};
+use intercept_support::{Flaw, World, shown};
+use outcall::api::{ExplainRequest, ExplainStep, Explained};
 use outcall::bridge::BridgeCommand;
 use outcall::daemon::{Readiness, Snapshot, control::ControlMessage};
 use outcall::dns::{DnsCommand, DnsConfig, DnsLinks, DnsServer};
@@ -24,7 +26,9 @@ use outcall::proxy::Listening;
 use outcall::rule_engine::RuleSet;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use proxy_support::{Origin, PATIENCE, Running, Setup, client_hello, rules};
+use proxy_support::{Origin, PATIENCE, Running, rules};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
 /// The names that exist, and where: on the loopback, all of it private. Nobody listens at the second address.
 fn address_of(name: &str) -> Option<Ipv4Addr> {
@@ -181,22 +185,37 @@ fn upstream_answer(bytes: &[u8]) -> Vec<u8> {
     answer.to_vec().unwrap()
 }
 
-/// An origin that answers a request, and says a word to whoever begins with TLS.
-fn origin() -> Origin {
-    Origin::with(|mut wire, _| {
+/// An origin that answers a request, in the clear and inside TLS, and the certificate that it shows.
+fn origin(world: &World) -> (Origin, CertificateDer<'static>) {
+    let (certificate, key) = world.theirs.leaf(&["ok.example", "api.ok.example", "127.0.0.1"], Flaw::None);
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key);
+    let config = Arc::new(config.unwrap());
+    let origin = Origin::with(move |mut wire, _| {
         let mut first = [0];
-        if wire.stream.read(&mut first).unwrap_or(0) == 0 {
+        if wire.stream.peek(&mut first).unwrap_or(0) == 0 {
             return;
         }
         if first[0] == 22 {
-            wire.send("seen");
-        } else {
-            wire.head();
-            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let Ok(secured) = wire.secure(ServerConnection::new(Arc::clone(&config)).unwrap()) else { return };
+            wire = secured;
         }
+        if wire.head().is_empty() {
+            return;
+        }
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         // Unread bytes at a close would take the answer with them.
         let _ = wire.stream.read_to_end(&mut Vec::new());
-    })
+    });
+    (origin, certificate)
+}
+
+/// A client that sends a ClientHello as most do, and trusts whoever answers it.
+fn trusting(world: &World) -> Arc<ClientConfig> {
+    let mut roots = world.ours.roots();
+    roots.add(world.theirs.certificate.clone()).unwrap();
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = ["h2", "http/1.1"].map(|protocol| protocol.as_bytes().to_vec()).to_vec();
+    Arc::new(config)
 }
 
 /// Whether policy let it through, whatever came of it then.
@@ -215,26 +234,46 @@ struct Carried {
     passed: bool,
     /// Whether it came as far as a ClientHello: a tunnel that found nobody at the address never does.
     said_hello: bool,
+    /// Whether its tunnel was decrypted.
+    decrypted: bool,
 }
 
-/// What the proxy does with it.
-fn through_proxy(proxy: &Running, target: &str, method: &str) -> Carried {
-    let mut client = proxy.client();
-    if let Some(rest) = target.strip_prefix("http://") {
-        let host = rest.split('/').next().unwrap();
-        client.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+/// A client of the proxy, and what it needs to know of the other end.
+struct Caller<'w> {
+    proxy: &'w Running,
+    tls: Arc<ClientConfig>,
+    /// What the origin itself shows.
+    certificate: CertificateDer<'static>,
+}
+
+impl Caller<'_> {
+    /// What the proxy does with it.
+    fn call(&self, target: &str, method: &str) -> Carried {
+        let mut client = self.proxy.client();
+        let clear = |passed| Carried { passed, said_hello: false, decrypted: false };
+        if let Some(rest) = target.strip_prefix("http://") {
+            let host = rest.split('/').next().unwrap();
+            client.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            let seen = client.response_to(method);
+            return clear(passed(seen.status, &seen.text()));
+        }
+        let Some((authority, path)) = target.strip_prefix("https://").map(|rest| rest.split_once('/').unwrap()) else {
+            let seen = client.connect(target);
+            return clear(passed(seen.status, &seen.text()));
+        };
+        let seen = client.connect(authority);
+        if seen.status != 200 {
+            return clear(passed(seen.status, &seen.text()));
+        }
+        let name = ServerName::try_from(authority.rsplit_once(':').unwrap().0.to_owned()).unwrap();
+        let Ok(mut client) = client.secure(ClientConnection::new(Arc::clone(&self.tls), name).unwrap()) else {
+            return Carried { passed: false, said_hello: true, decrypted: false };
+        };
+        client.send(format!("{method} /{path} HTTP/1.1\r\nHost: {authority}\r\n\r\n"));
         let seen = client.response_to(method);
-        return Carried { passed: passed(seen.status, &seen.text()), said_hello: false };
+        let decrypted = shown(&client) != self.certificate;
+        Carried { passed: passed(seen.status, &seen.text()), said_hello: true, decrypted }
     }
-    let authority = target.strip_prefix("https://").map_or(target, |rest| rest.split('/').next().unwrap());
-    let seen = client.connect(authority);
-    if seen.status != 200 || !target.starts_with("https://") {
-        return Carried { passed: passed(seen.status, &seen.text()), said_hello: false };
-    }
-    let host = authority.rsplit_once(':').unwrap().0;
-    client.send(client_hello(host.parse::<IpAddr>().is_err().then_some(host)));
-    let passed = matches!(client.stream.read(&mut [0; 4]), Ok(count) if count > 0);
-    Carried { passed, said_hello: true }
 }
 
 /// Whether a refusal of DNS was of the addresses in the answer: then it was asked for.
@@ -268,19 +307,41 @@ fn rule_line() -> impl Strategy<Value = String> {
         "http.headers['host'] == 'ok.example'",
         "true",
     ]);
-    let action = prop::sample::select(vec!["allow", "allow", "allow", "allow_public", "direct", "block", "block"]);
+    let action = prop::sample::select(vec![
+        "allow",
+        "allow",
+        "allow",
+        "allow_public",
+        "direct",
+        "block",
+        "block",
+        "intercept",
+        "intercept",
+        "intercept",
+        "intercept_public",
+        "intercept_body",
+    ]);
     let join = prop::sample::select(vec!["&&", "||"]);
-    (action, part.clone(), join, part).prop_map(|(action, one, join, two)| format!("{action} {one} {join} {two}"))
+    let plain =
+        (action, part.clone(), join, part).prop_map(|(action, one, join, two)| format!("{action} {one} {join} {two}"));
+    let body = Just(format!("intercept_body http.host == 'ok.example' && !{ON_BODY}('secret')"));
+    prop_oneof![20 => plain, 1 => body]
 }
+
+/// What hangs on a body, which no explanation knows.
+const ON_BODY: &str = "http.body.contains";
 
 #[test]
 fn explain_says_what_the_wire_does() {
-    let (filter, origin) = (std::cell::RefCell::new(Filter::start()), origin());
-    let mut setup = Setup::new(&[]);
+    let world = World::new();
+    let filter = std::cell::RefCell::new(Filter::start());
+    let (origin, certificate) = origin(&world);
+    let mut setup = world.setup(&[]);
     setup.names = ["ok.example", "api.ok.example", "bad.example"]
         .map(|name| (name, vec![IpAddr::V4(address_of(name).unwrap())]))
         .to_vec();
     let proxy = setup.start();
+    let caller = Caller { proxy: &proxy, tls: trusting(&world), certificate };
     let port = origin.port;
     let targets: Vec<String> = ["ok.example", "api.ok.example", "bad.example", "no.example", "x.local", "127.0.0.1"]
         .iter()
@@ -289,18 +350,22 @@ fn explain_says_what_the_wire_does() {
                 format!("http://{host}:{port}/v1/x"),
                 format!("http://{host}:{port}/"),
                 format!("https://{host}:{port}/v1"),
+                format!("https://{host}:{port}/"),
                 format!("{host}:{port}"),
                 format!("{host}:9"),
             ]
         })
-        .chain([format!("http://ok.example:{port}/a/../b"), proxy.address.to_string()])
+        .chain(["http", "https"].map(|scheme| format!("{scheme}://ok.example:{port}/a/../b")))
+        .chain([proxy.address.to_string()])
         .collect();
     let (allowed, blocked) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    // Requests inside decrypted tunnels that were refused and that passed.
+    let inside = std::cell::Cell::new([0, 0]);
     let requests = prop::collection::vec(
         (prop::sample::select(targets), prop::sample::select(vec!["GET", "POST", "DELETE"])),
         1..5,
     );
-    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
     let run = (prop::collection::vec(rule_line(), 0..6), requests);
     let outcome = runner.run(&run, |(lines, requests)| {
         let lines: Vec<String> = lines.iter().enumerate().map(|(number, line)| format!("r{number} {line}")).collect();
@@ -316,7 +381,9 @@ fn explain_says_what_the_wire_does() {
             let what = format!("{lines:#?}\n{method} {target}\n{explained:#?}");
             let of = |layers: &[&str], hello: bool| {
                 let steps = explained.steps.iter().filter(|step| layers.contains(&step.layer.as_str()));
-                let steps = steps.filter(|step| hello || !step.reason.starts_with("ClientHello"));
+                let after_hello =
+                    |step: &&ExplainStep| step.layer == "intercept" || step.reason.starts_with("ClientHello");
+                let steps = steps.filter(|step| hello || !after_hello(step));
                 steps.map(|step| step.verdict == "allow").collect::<Vec<_>>()
             };
             if of(&["proxy"], true)[0] || of(&["dns"], true).contains(&true) || of_address(&explained.steps[0].reason) {
@@ -326,9 +393,24 @@ fn explain_says_what_the_wire_does() {
                 prop_assert_eq!(now, asked, "a denied name was resolved: {}", &what);
                 blocked.set(blocked.get() + 1);
             }
-            let carried = through_proxy(&proxy, &target, method);
-            let by_proxy = of(&["proxy", "resolution", "intercept"], carried.said_hello);
-            prop_assert_eq!(by_proxy.iter().all(|step| *step), carried.passed, "{}", &what);
+            let carried = caller.call(&target, method);
+            let layers = ["proxy", "resolution", "intercept"];
+            // A CONNECT that would be decrypted is answered before anybody is dialled; when the hello lets another rule
+            // take it as it is and nobody is there, it ends as if it were refused.
+            let nobody_there = target.contains("bad.example") && carried.said_hello && !carried.decrypted;
+            if carried.decrypted && lines.iter().any(|line| line.contains(ON_BODY)) {
+                prop_assert!(of(&layers[..2], true).iter().all(|step| *step), "{}", &what);
+            } else if !nobody_there {
+                let by_proxy = of(&layers, carried.said_hello);
+                prop_assert_eq!(by_proxy.iter().all(|step| *step), carried.passed, "{}", &what);
+            }
+            // A tunnel that was refused at its ClientHello is neither.
+            prop_assert_eq!(!of(&["intercept"], carried.said_hello).is_empty(), carried.decrypted, "{}", &what);
+            if carried.decrypted {
+                let mut counts = inside.get();
+                counts[usize::from(carried.passed)] += 1;
+                inside.set(counts);
+            }
             let host = target.split("://").last().unwrap().split(':').next().unwrap();
             if address_of(host).is_some() {
                 let dns = &explained.steps[0];
@@ -344,4 +426,6 @@ fn explain_says_what_the_wire_does() {
     outcome.unwrap_or_else(|error| panic!("{error}"));
     let (allowed, blocked) = (allowed.get(), blocked.get());
     assert!(allowed > 50 && blocked > 50, "too few of one kind: {allowed} allowed, {blocked} blocked");
+    let inside = inside.get();
+    assert!(inside.iter().all(|count| *count > 3), "too few requests in decrypted tunnels: {inside:?}");
 }
