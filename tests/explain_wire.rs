@@ -149,7 +149,7 @@ impl Filter {
             assert!(self.commands.send(DnsCommand::Resolve(name, reply)).is_ok());
             answer.recv_timeout(PATIENCE).unwrap()
         });
-        question.answer(&resolved)
+        question.answer(&resolved, &Ok(Vec::new()))
     }
 }
 

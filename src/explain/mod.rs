@@ -3,7 +3,8 @@
 //! Every verdict comes from the function that judges for the layer itself ([`crate::dns::NameQuestion`],
 //! [`crate::proxy::Preview`], [`RuleSet::opens_directly`]); nothing is judged here. Owns the order of the layers, the
 //! words, and the rule that is suggested. Does not own resolution: the caller asks the DNS thread, and only for a name
-//! that some rule would allow ([`Question::wants`]), so that a denied name reaches no DNS server.
+//! that some rule would allow ([`Question::wants`]), so that a denied name reaches no DNS server. Nor does it own the
+//! flows that are open: they are the bridge's to tell ([`Question::wants_flows`]).
 //!
 //! | file | what it is |
 //! |---|---|
@@ -21,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api;
+use crate::bridge::GrantedFlow;
 use crate::daemon::Snapshot;
 use crate::dns::ResolveError;
 use crate::docker_manager::Peer;
@@ -63,6 +65,9 @@ pub struct Question {
 /// What the DNS thread said, if it was asked.
 pub type Resolved = Option<Result<Vec<IpAddr>, ResolveError>>;
 
+/// The flows that may leave directly now, or why they could not be read.
+pub type Open = Result<Vec<GrantedFlow>, String>;
+
 impl Question {
     /// Reads `request`, to be explained by `snapshot`.
     ///
@@ -95,12 +100,20 @@ impl Question {
         walked.resolves.then(|| name.clone())
     }
 
-    /// The explanation; `resolved` is what [`Question::wants`] gave, if anything.
+    /// Whether flows that are open have a say: they belong to containers.
     #[must_use]
-    pub fn answer(&self, resolved: &Resolved) -> api::Explained {
-        let walked = Walk::new(self, &self.snapshot.rules, resolved).with_near().run();
+    pub fn wants_flows(&self) -> bool {
+        matches!(self.peer, Peer::Container(_))
+    }
+
+    /// The explanation; `resolved` is what came of [`Question::wants`], if anything.
+    #[must_use]
+    pub fn answer(&self, resolved: &Resolved, open: &Open) -> api::Explained {
+        let flows = open.as_ref().map_or(&[][..], Vec::as_slice);
+        let walked = Walk::new(self, &self.snapshot.rules, resolved).with_open(flows).with_near().run();
         let suggestion = if walked.allowed { None } else { suggest::suggest(self, &walked, resolved) };
         let mut notes = self.notes();
+        notes.extend(open.as_ref().err().map(|error| format!("the flows that are open could not be read: {error}")));
         notes.extend(walked.notes);
         if suggestion.is_some() && resolved.is_none() && matches!(self.destination.authority.host, Host::Name(_)) {
             notes.push(

@@ -23,29 +23,41 @@ struct Draft {
     condition: String,
     priority: i64,
     private: bool,
-    direct: Option<u16>,
+    way: Way,
+}
+
+/// How it would be let through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By the proxy, a tunnel as a whole.
+    Proxy,
+    /// By the proxy, as one request inside a tunnel that the rules have decrypted.
+    Decrypted,
+    /// Past the proxy, on this port.
+    Direct(u16),
 }
 
 /// The rule file that would allow it; `None` when no rule could.
 pub(super) fn suggest(question: &Question, walked: &Walked, resolved: &Resolved) -> Option<String> {
     let rules = &question.snapshot.rules;
-    let mut draft = Draft {
-        id: unused_id(question, rules),
-        condition: condition(question),
-        priority: PRIORITY_DEFAULT,
-        private: false,
-        direct: matches!(question.proxy, ProxyWay::Absent).then(|| question.destination.port()),
+    let way = match question.proxy {
+        ProxyWay::Absent => Way::Direct(question.destination.port()),
+        ProxyWay::Present(_) if walked.decrypted => Way::Decrypted,
+        ProxyWay::Present(_) => Way::Proxy,
     };
     // Without a proxy only names can be opened.
-    if draft.direct.is_some() && matches!(question.destination.authority.host, Host::Address(_)) {
+    if matches!((way, &question.destination.authority.host), (Way::Direct(_), Host::Address(_))) {
         return None;
     }
+    let id = unused_id(question, rules);
+    let mut draft = Draft { id, condition: condition(question, way), priority: PRIORITY_DEFAULT, private: false, way };
     overtake(&mut draft, &walked.obstacles)?;
     for _ in 0..TRIES_MAX {
         let text = draft.write();
         let options = LoadOptions {
-            proxy: draft.direct.is_none(),
-            interception: false,
+            proxy: !matches!(way, Way::Direct(_)),
+            // Rules in force have tunnels decrypted, so there is a CA.
+            interception: way == Way::Decrypted,
             // The text is ours, of names and paths in normal form.
             guard: Guard::InProcess,
         };
@@ -84,20 +96,26 @@ fn overtake(draft: &mut Draft, obstacles: &[Obstacle]) -> Option<()> {
     moved.then_some(())
 }
 
-fn condition(question: &Question) -> String {
+fn condition(question: &Question, way: Way) -> String {
     let destination = &question.destination;
     let host = quoted(&destination.authority.host.to_text());
     let mut parts = Vec::new();
     if let Peer::Container(endpoint) = &question.peer {
         parts.push(format!("agent.name == {}", quoted(&endpoint.agent)));
     }
-    if matches!(question.proxy, ProxyWay::Absent) {
+    if let Way::Direct(_) = way {
         parts.push(format!("dns.query == {host}"));
         return parts.join(" && ");
     }
     parts.push(format!("http.host == {host}"));
     parts.push(format!("network.port == {}", destination.port()));
-    if let How::Http { path } = &destination.how {
+    // What is inside a tunnel that is not decrypted, nobody sees.
+    let seen = match &destination.how {
+        How::Http { path } => Some(path),
+        How::Https { path } if way == Way::Decrypted => Some(path),
+        How::Https { .. } | How::Tcp => None,
+    };
+    if let Some(path) = seen {
         parts.push(format!("http.method == {}", quoted(question.method())));
         parts.push(format!("http.path == {}", quoted(path)));
     }
@@ -125,11 +143,13 @@ impl Draft {
         if *priority != PRIORITY_DEFAULT {
             text.push_str(&format!("    priority: {priority}\n"));
         }
-        if self.direct.is_some() || self.private {
+        if self.way != Way::Proxy || self.private {
             text.push_str("    egress:\n");
         }
-        if let Some(port) = self.direct {
-            text.push_str(&format!("      mode: direct_ip\n      ports: [{port}]\n"));
+        match self.way {
+            Way::Proxy => {}
+            Way::Decrypted => text.push_str("      mode: intercept\n"),
+            Way::Direct(port) => text.push_str(&format!("      mode: direct_ip\n      ports: [{port}]\n")),
         }
         if self.private {
             text.push_str("      allow_private_ips: true\n");

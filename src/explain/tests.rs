@@ -80,7 +80,7 @@ fn explain(set: &Arc<crate::rule_engine::RuleSet>, target: &str, address: &str) 
     let snapshot = snapshot(Arc::clone(set));
     let question = question(&snapshot, target, None, true);
     let resolved = question.wants().map(|_| Ok(vec![address.parse().unwrap()]));
-    question.answer(&resolved)
+    question.answer(&resolved, &Ok(Vec::new()))
 }
 
 fn short(explained: &api::Explained) -> Vec<String> {
@@ -160,6 +160,75 @@ fn a_direct_flow_is_told_from_the_proxys() {
     assert_eq!(short(&explain(&set, "a.com", "10.0.0.9")), ["dns block r0", "proxy block -", "kernel block -"]);
 }
 
+/// A flow of the container `id`, opened by hand or for `names`.
+fn flow(id: &str, destination: &str, protocol: u8, port: u16, names: &[&str]) -> GrantedFlow {
+    let snapshot = snapshot(load(&[&rules(&["allow true"])]));
+    let mut endpoint = (**snapshot.directory.endpoints.values().next().unwrap()).clone();
+    endpoint.container_id = id.repeat(64).into();
+    GrantedFlow {
+        endpoint: Arc::new(endpoint),
+        destination: destination.parse().unwrap(),
+        protocol,
+        port,
+        names: names.iter().map(|name| (*name).into()).collect(),
+        inserted_at: std::time::SystemTime::UNIX_EPOCH,
+        expires_in: std::time::Duration::from_millis(59_001),
+        handle: 0,
+        packets: 0,
+        bytes: 0,
+    }
+}
+
+#[test]
+fn a_flow_that_is_open_leads_through_whatever_the_rules_say() {
+    let snapshot = snapshot(load(&[&rules(&["block true"])]));
+    let answer =
+        |target: &str, flow: GrantedFlow| question(&snapshot, target, None, true).answer(&None, &Ok(vec![flow]));
+    let explained = answer("9.9.9.9:853", flow("c", "9.9.9.9", 6, 853, &[]));
+    assert_eq!((&*explained.verdict, &explained.suggestion), ("allow", &None));
+    let step = explained.steps.last().unwrap();
+    assert_eq!((&*step.layer, &*step.verdict), ("kernel", "allow"));
+    assert_eq!(step.reason, "past the proxy: 9.9.9.9 port 853 is open now, opened by hand, new connections for 60 s");
+    assert_eq!(explained.steps.iter().filter(|step| step.layer == "kernel").count(), 1);
+    // Another container's, another port, another protocol, another address.
+    for (id, destination, protocol, port) in
+        [("d", "9.9.9.9", 6, 853), ("c", "9.9.9.9", 6, 443), ("c", "9.9.9.9", 17, 853), ("c", "9.9.9.8", 6, 853)]
+    {
+        let explained = answer("9.9.9.9:853", flow(id, destination, protocol, port, &[]));
+        assert_eq!(explained.verdict, "block", "{id} {destination} {protocol} {port}");
+    }
+    // A name that nobody has resolved: the answer for it tells, an address that is open may or may not be its own.
+    let explained = answer("a.com:443", flow("c", "9.9.9.9", 6, 443, &["a.com"]));
+    assert!(explained.steps.last().unwrap().reason.contains("opened by the answer for a.com"), "{explained:?}");
+    let explained = answer("a.com:443", flow("c", "9.9.9.9", 6, 443, &[]));
+    assert_eq!(explained.verdict, "block");
+    assert!(explained.notes.iter().any(|note| note.contains("on port 443: 9.9.9.9")), "{explained:?}");
+    // What cannot be read is said.
+    let explained = question(&snapshot, "9.9.9.9:853", None, true).answer(&None, &Err("no answer".to_owned()));
+    assert!(explained.notes.iter().any(|note| note.contains("could not be read: no answer")), "{explained:?}");
+}
+
+#[test]
+fn a_flow_that_is_open_is_told_beside_what_an_answer_would_open() {
+    let snapshot = snapshot(load(&[&rules(&["allow/direct dns.query == 'a.com'"])]));
+    let resolved = Some(Ok(vec!["93.184.216.34".parse().unwrap()]));
+    let open = Ok(vec![flow("c", "93.184.216.34", 6, 443, &["a.com"])]);
+    let explained = question(&snapshot, "a.com:443", None, true).answer(&resolved, &open);
+    assert_eq!(short(&explained), ["dns allow r0", "proxy block -", "direct_ip allow r0", "kernel allow -"]);
+}
+
+#[test]
+fn a_refusal_inside_a_decrypted_tunnel_is_mended_by_a_rule_for_that_request() {
+    let set = load(&[&rules(&["allow/intercept http.host == 'a.com' && http.path.startsWith('/v1')"])]);
+    let explained = explain(&set, "https://a.com/v2?x", "93.184.216.34");
+    let suggested = explained.suggestion.unwrap();
+    assert!(
+        suggested.contains("network.port == 443 && http.method == \"GET\" && http.path == \"/v2?x\"'\n"),
+        "{suggested}"
+    );
+    assert!(suggested.ends_with("    action: allow\n    egress:\n      mode: intercept\n"), "{suggested}");
+}
+
 #[test]
 fn what_no_rule_can_allow_has_no_suggestion() {
     let set = load(&[&rules(&["allow http.host == 'b.com'"])]);
@@ -177,7 +246,7 @@ fn without_a_proxy_only_direct_flows_are_suggested() {
     let snapshot = snapshot(set);
     let request = ExplainRequest { target: "a.com:22".to_owned(), method: None, container: None };
     let question = Question::read(&request, &snapshot, ProxyWay::Absent).unwrap();
-    let explained = question.answer(&None);
+    let explained = question.answer(&None, &Ok(Vec::new()));
     let text = explained.suggestion.unwrap();
     assert!(text.contains("mode: direct_ip\n      ports: [22]") && text.contains("priority: 99"), "{text}");
     assert!(explained.notes[0].contains("--extra-peers"));
@@ -219,7 +288,15 @@ fn line() -> impl Strategy<Value = String> {
         "http.host in ['a.com', '10.0.0.7']",
         "true",
     ]);
-    let action = prop::sample::select(vec!["allow", "allow/private", "allow/direct", "block", "block"]);
+    let action = prop::sample::select(vec![
+        "allow",
+        "allow/private",
+        "allow/direct",
+        "allow/intercept",
+        "allow/intercept",
+        "block",
+        "block",
+    ]);
     let join = prop::sample::select(vec![" && ", " || "]);
     (action, part.clone(), join, part).prop_map(|(action, one, join, two)| format!("{action} {one}{join}{two}"))
 }
@@ -244,13 +321,16 @@ proptest! {
             let snapshot = snapshot(set);
             let question = question(&snapshot, target, None, container);
             let resolved = question.wants().map(|_| Ok(vec![address.parse().unwrap()]));
-            (question.answer(&resolved), resolved.is_some())
+            (question.answer(&resolved, &Ok(Vec::new())), resolved.is_some())
         };
         let (explained, resolved) = answer(load(&[&text]));
         if explained.verdict == "block" {
             let suggested = explained.suggestion.clone();
             prop_assert!(suggested.is_some(), "{lines:?} {target} {explained:?}");
             let suggested = suggested.unwrap();
+            // A tunnel that the rules have decrypted is opened for no more than the one request.
+            let inside = explained.steps.iter().any(|step| step.layer == "intercept");
+            prop_assert_eq!(inside, suggested.contains("mode: intercept"), "{:?} {}", lines, suggested);
             let own = load(&[&suggested]);
             prop_assert_eq!(own.rules().len(), 1);
             // Whatever the file is called.

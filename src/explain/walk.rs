@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::api::{ExplainFailed, ExplainNear, ExplainStep};
+use crate::bridge::{GrantedFlow, Protocol};
 use crate::dns::{NameQuestion, NameVerdict, ResolveError};
+use crate::docker_manager::Peer;
 use crate::names::{Host, HostName};
 use crate::proxy::{Preview, PreviewVerdict, why};
 use crate::rule_engine::{Context, Dns, EgressMode, Http, Near, Network, Rule, RuleSet};
@@ -24,6 +26,7 @@ pub(super) struct Walk<'q> {
     question: &'q Question,
     rules: &'q RuleSet,
     resolved: &'q Resolved,
+    open: &'q [GrantedFlow],
     near: bool,
     out: Walked,
 }
@@ -39,6 +42,8 @@ pub(super) struct Walked {
     pub(super) resolves: bool,
     /// What stands in the way through the proxy (or, without one, of the direct flow).
     pub(super) obstacles: Vec<Obstacle>,
+    /// It came as far as the request inside a decrypted tunnel.
+    pub(super) decrypted: bool,
 }
 
 /// A refusal.
@@ -49,7 +54,12 @@ pub(super) struct Obstacle {
 
 impl<'q> Walk<'q> {
     pub(super) fn new(question: &'q Question, rules: &'q RuleSet, resolved: &'q Resolved) -> Self {
-        Walk { question, rules, resolved, near: false, out: Walked::default() }
+        Walk { question, rules, resolved, open: &[], near: false, out: Walked::default() }
+    }
+
+    /// Past the proxy these flows are open now.
+    pub(super) fn with_open(self, open: &'q [GrantedFlow]) -> Self {
+        Walk { open, ..self }
     }
 
     /// Also looks for the rules that came close.
@@ -60,7 +70,7 @@ impl<'q> Walk<'q> {
     pub(super) fn run(mut self) -> Walked {
         let asked = self.dns();
         let by_proxy = self.proxy();
-        let direct = self.direct(asked.as_ref());
+        let direct = self.past_the_proxy(asked.as_ref());
         if by_proxy && !direct && matches!(asked, Some(NameVerdict::Block { .. })) {
             let text = "a program that does not use the proxy gets no DNS answer; one that does needs none";
             self.out.notes.push(text.to_owned());
@@ -217,6 +227,7 @@ impl<'q> Walk<'q> {
 
     /// The request inside a tunnel that is decrypted.
     fn decrypted(&mut self, tunnel: &Preview, path: &str, address: IpAddr) -> bool {
+        self.out.decrypted = true;
         let question = self.question;
         let what = format!("decrypted, {} {}", question.method(), path.split('?').next().unwrap_or(path));
         match tunnel.inside(question.method(), path) {
@@ -231,6 +242,70 @@ impl<'q> Walk<'q> {
                 false
             }
         }
+    }
+
+    /// Past the proxy: by what an answer would open, or by a flow that is open now.
+    fn past_the_proxy(&mut self, asked: Option<&NameVerdict>) -> bool {
+        let direct = self.direct(asked);
+        let Some(flow) = self.open.iter().find(|flow| self.leads_there(flow)) else {
+            self.maybe_open();
+            return direct;
+        };
+        // What no answer opens is open all the same.
+        self.out.steps.pop_if(|step| step.layer == "kernel");
+        let why = match flow.names.first() {
+            None => "opened by hand".to_owned(),
+            Some(name) => format!("opened by the answer for {name}"),
+        };
+        let left = flow.expires_in.as_millis().div_ceil(1000);
+        let (address, port) = (flow.destination, flow.port);
+        let text = format!("past the proxy: {address} port {port} is open now, {why}, new connections for {left} s");
+        self.step("kernel", true, None, text, Vec::new());
+        if matches!(asked, Some(NameVerdict::Block { .. })) {
+            let text =
+                "DNS does not answer the name: past the proxy only a program that knows the address gets through";
+            self.out.notes.push(text.to_owned());
+        }
+        true
+    }
+
+    /// What is open on this port, for a name that nobody has resolved.
+    fn maybe_open(&mut self) {
+        let Host::Name(_) = &self.question.destination.authority.host else { return };
+        if self.resolved.is_some() {
+            return;
+        }
+        let open = self.open.iter().filter(|flow| self.is_own(flow)).take(ADDRESSES_SHOWN);
+        let addresses: Vec<String> = open.map(|flow| flow.destination.to_string()).collect();
+        if !addresses.is_empty() {
+            let text = format!(
+                "the name was not resolved, so it is not known whether it has an address that is open now past the \
+                 proxy on port {}: {}",
+                self.question.destination.port(),
+                addresses.join(", ")
+            );
+            self.out.notes.push(text);
+        }
+    }
+
+    /// Whether a flow is the container's own, for TCP and this port.
+    fn is_own(&self, flow: &GrantedFlow) -> bool {
+        let Peer::Container(own) = &self.question.peer else { return false };
+        flow.endpoint.container_id == own.container_id
+            && flow.protocol == Protocol::Tcp.number()
+            && flow.port == self.question.destination.port()
+    }
+
+    /// Whether a flow is the container's own and leads to the destination.
+    fn leads_there(&self, flow: &GrantedFlow) -> bool {
+        let there = match &self.question.destination.authority.host {
+            Host::Address(address) => *address == IpAddr::V4(flow.destination),
+            Host::Name(name) => {
+                let answered = matches!(self.resolved, Some(Ok(all)) if all.contains(&IpAddr::V4(flow.destination)));
+                answered || flow.names.iter().any(|known| **known == *name.as_str())
+            }
+        };
+        there && self.is_own(flow)
     }
 
     /// Past the proxy, to an address that DNS answered with. True when the kernel would let it through.

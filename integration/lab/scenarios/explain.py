@@ -3,6 +3,8 @@
 import json
 
 from harness import *
+from scenarios.dynamic_rules import allow_by_hand
+from scenarios.intercept import intercept, make_ca, trusting
 
 
 def explain(daemon, client, target, *more):
@@ -75,3 +77,34 @@ def the_suggested_rule_opens_exactly_what_was_asked_for(lab):
     text = daemon.cli("explain", "http://www.example.com/b", "--container", client.name).text
     check("The smallest rule that would allow it:" in text and "Verdict:  block" in text, text)
     check(daemon.cli("explain", "a.example", "--container", "nobody").code == 1)
+
+
+@scenario()
+def a_flow_that_is_open_is_told(lab):
+    daemon = lab.daemon([])
+    client, other = lab.client(name="alpha-1"), lab.client(name="beta-1")
+    data, steps = explain(daemon, client, "5.45.1.1:7000")
+    check(data["verdict"] == "block" and steps["kernel"] == ("block", None), data)
+    allow_by_hand(daemon, client, "5.45.1.1")
+    data, steps = explain(daemon, client, "5.45.1.1:7000")
+    check(data["verdict"] == "allow" and steps["kernel"] == ("allow", None), data)
+    check("open now, opened by hand" in data["steps"][-1]["reason"], data)
+    for container, target in ((other, "5.45.1.1:7000"), (client, "5.45.1.1:7001")):
+        data, steps = explain(daemon, container, target)
+        check(data["verdict"] == "block" and steps["kernel"] == ("block", None), data)
+    check(daemon.cli("rules", "flush").code == 0)
+    check(explain(daemon, client, "5.45.1.1:7000")[0]["verdict"] == "block")
+
+
+@scenario()
+def a_rule_for_a_request_in_a_decrypted_tunnel_opens_no_other(lab):
+    reads = intercept("reads", 'http.host == "api.example.com" && http.path.startsWith("/v1/")')
+    daemon = lab.daemon([reads], make_ca(lab))
+    client = trusting(lab)
+    data, steps = explain(daemon, client, "https://api.example.com/v2/a")
+    check(data["verdict"] == "block" and steps["intercept"] == ("block", None), data)
+    check("mode: intercept" in data["suggestion"] and 'http.path == "/v2/a"' in data["suggestion"], data)
+    check(client.curl("https://api.example.com/v2/a").status == 403)
+    daemon.reload(data["suggestion"], name="suggested.yaml")
+    check(client.curl("https://api.example.com/v2/a").status == 200)
+    check(client.curl("https://api.example.com/v2/b").status == 403)
