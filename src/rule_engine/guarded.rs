@@ -23,6 +23,8 @@ pub const GUARDED_ARGUMENT: &str = "--internal-vet-rules";
 
 /// Time for one condition or file. The slowest sane one takes a few milliseconds.
 const JOB_WITHIN: Duration = Duration::from_secs(2);
+/// Time for a submission with all that is in it: an agent has its answer within two seconds.
+const FILE_WITHIN: Duration = Duration::from_millis(1500);
 /// Time for all of a load.
 const LOAD_WITHIN: Duration = Duration::from_secs(30);
 /// Children of one load: with more culprits than that, the rest is not looked at.
@@ -184,13 +186,13 @@ impl Guarded {
             }
         }
         for job in jobs {
-            let due = Instant::now() + JOB_WITHIN;
+            let due = Instant::now() + job.within();
             let answer = self.answer(deadline.min(due)).map_err(|silence| match silence {
                 Silence::Late if due > deadline => {
                     Stop::Broken(format!("the rules take over {} s to check", LOAD_WITHIN.as_secs()))
                 }
                 Silence::Late => {
-                    Stop::Culprit(format!("{} takes over {} s to parse", job.noun(), JOB_WITHIN.as_secs()))
+                    Stop::Culprit(format!("{} takes over {} s to parse", job.noun(), job.within().as_secs_f32()))
                 }
                 Silence::Ended => {
                     Stop::Culprit(format!("{} is too complex: its parser ran out of stack, memory or time", job.noun()))
@@ -256,6 +258,13 @@ impl Job<'_> {
         match self {
             Job::Yaml(_) | Job::File(..) => "the file",
             Job::Cel(_) => "the condition",
+        }
+    }
+
+    fn within(&self) -> Duration {
+        match self {
+            Job::Yaml(_) | Job::Cel(_) => JOB_WITHIN,
+            Job::File(..) => FILE_WITHIN,
         }
     }
 }

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 
 from figures import anonymous_kib
 from harness import *
@@ -39,8 +38,10 @@ class Said:
 
     def __init__(self, result):
         self.exit = result.code
-        text, _, status = result.text.rpartition("\n@@")
-        self.status = int(status or 0)
+        text, _, numbers = result.text.rpartition("\n@@")
+        # As curl counts them, without the time that it takes to start curl in a container.
+        status, _, seconds = numbers.partition(" ")
+        self.status, self.seconds = int(status or 0), float(seconds or 0)
         self.text = text
         try:
             self.json = json.loads(text)
@@ -53,7 +54,7 @@ class Said:
 
 def ask(client, path, body=None, token=None, method=None, raw=None):
     """One call of the agent API, by curl inside the container."""
-    words = ["curl", "-s", "--max-time", "15", "--unix-socket", SOCKET, "-w", "\n@@%{http_code}"]
+    words = ["curl", "-s", "--max-time", "15", "--unix-socket", SOCKET, "-w", "\n@@%{http_code} %{time_total}"]
     if token:
         words += ["-H", f"Authorization: Bearer {token}"]
     if method:
@@ -400,11 +401,9 @@ def parser_bombs_are_refused_in_time_and_memory(lab):
     sizes = [anonymous_kib(daemon.process.pid)]
     for _ in range(3):
         for bomb in bombs:
-            start = time.monotonic()
             seen = ask(alpha, "/v1/requests/rules", {"rule_file": bomb})
-            took = time.monotonic() - start
             check(seen.status == 422, (bomb[:60], seen))
-            check(took < 2, (bomb[:60], took))
+            check(seen.seconds < 2, (bomb[:60], seen.seconds))
         sizes.append(anonymous_kib(daemon.process.pid))
     many = rule_file(*[rule(f"r{n}", "true") for n in range(10000)])
     check(ask(alpha, "/v1/requests/rules", {"rule_file": many}).status == 413)
