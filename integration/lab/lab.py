@@ -153,6 +153,11 @@ class Lab:
         """Another address of the lab host."""
         return netns.LAB_OTHER_IP
 
+    @property
+    def host_secondary_ip(self):
+        """One more, in the same subnet as the other: the kernel never sends from it by itself."""
+        return netns.LAB_SECONDARY_IP
+
     def resolv_conf(self, text):
         """Writes the lab host's /etc/resolv.conf."""
         with open(self.resolv_conf_path, "w") as file:

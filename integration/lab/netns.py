@@ -20,8 +20,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # by the private-address rule before the check that a scenario wants to see.
 LAB_IP = "45.76.10.2"
 INTERNET_IP = "45.76.10.1"
-# A second address of the lab host, on an interface of its own.
+# A second address of the lab host, on an interface of its own, and a third that is not the first of its subnet.
 LAB_OTHER_IP = "45.76.99.2"
+LAB_SECONDARY_IP = "45.76.99.3"
 LAB_IP6 = "2a00:1450:4001:10::2"
 INTERNET_IP6 = "2a00:1450:4001:10::1"
 # Where the lab's own resolver may listen, as systemd-resolved and dnsmasq do.
@@ -127,7 +128,8 @@ def join(lab, internet):
     dress_uplink(lab)
     lab.run("ip", "link", "add", "second", "type", "veth", "peer", "name", "second-end")
     lab.run("ip", "link", "set", "second-end", "up")
-    lab.run("ip", "addr", "add", f"{LAB_OTHER_IP}/24", "dev", "second")
+    for address in (LAB_OTHER_IP, LAB_SECONDARY_IP):
+        lab.run("ip", "addr", "add", f"{address}/24", "dev", "second")
     lab.run("ip", "link", "set", "second", "up")
     lab.sysctl("net/ipv4/ip_forward", 1)
     lab.sysctl("net/ipv6/conf/all/forwarding", 1)

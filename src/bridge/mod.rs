@@ -6,6 +6,7 @@
 //! | `batch` | from plan to messages, by libnftnl; `firewall` sends them |
 //! | `readback` | the kernel's tables, compared with the plan |
 //! | `links` | bridges, ports, addresses, by neli |
+//! | `routing` | whether an address is this host's own |
 //! | `ports`, `identity` | whose a veth is, and its filter |
 //! | `grants`, `flows`, `conntrack` | granted flows, and their end; `operator`: those opened by hand |
 //! | `kernel_log` | drops become events |
@@ -32,6 +33,7 @@ mod ports;
 mod probe;
 mod readback;
 mod reason;
+mod routing;
 mod run;
 mod socket;
 mod tables;
@@ -48,6 +50,7 @@ pub use operator::{
 pub use plan::{BRIDGE_PREFIX, FLOW_MARK, VETTED_MARK};
 pub use probe::probe;
 pub use reason::{LOG_GROUP, Reason};
+pub use routing::is_this_host;
 pub use run::Bridge;
 pub use socket::KernelError;
 

@@ -3,16 +3,16 @@
 //! Owns: the judgement of such a wish, as a function of the directory. Does not own: the kernel's side (`flows.rs`),
 //! the file that outlives the daemon ([`crate::state`]).
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::docker_manager::{Directory, Endpoint};
 use crate::names::special_purpose;
-use crate::network::is_this_host;
 
 use super::grants::GrantedFlow;
 use super::readback::FlowKey;
+use super::routing::is_this_host;
 
 /// Flows that an operator may open for one container: names that it resolves keep three quarters of its room.
 pub const MAX_OPERATED_PER_CONTAINER: usize = 64;
@@ -188,7 +188,7 @@ pub(super) fn judge(wish: &OperatorWish, directory: &Directory) -> Result<Arc<En
             kind.code()
         )));
     }
-    if is_this_host(SocketAddr::from((destination, wish.port))) {
+    if is_this_host(IpAddr::V4(destination)) {
         return Err(OperatorRefusal::Forbidden(format!(
             "{destination} is this host's own address: containers reach nothing of the host but DNS and proxy of their gateway"
         )));

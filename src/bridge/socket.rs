@@ -78,6 +78,11 @@ pub(super) struct Socket {
 }
 
 impl Socket {
+    /// A blocking socket for questions of `protocol` whose answers are short; it needs no capability.
+    pub fn questions(protocol: SockProtocol) -> Result<Self, KernelError> {
+        Self::bound(protocol, 0, SockFlag::SOCK_CLOEXEC)
+    }
+
     /// A blocking socket for requests of `protocol`.
     pub fn requests(protocol: SockProtocol) -> Result<Self, KernelError> {
         Self::open(protocol, 0, SockFlag::SOCK_CLOEXEC)
@@ -89,14 +94,19 @@ impl Socket {
     }
 
     fn open(protocol: SockProtocol, groups: u32, flags: SockFlag) -> Result<Self, KernelError> {
+        let socket = Self::bound(protocol, groups, flags)?;
+        let buffers = |errno| KernelError::new("enlarge the buffers of a netlink socket", errno);
+        socket::setsockopt(&socket.fd, sockopt::SndBufForce, &BUFFER_BYTES).map_err(buffers)?;
+        socket::setsockopt(&socket.fd, sockopt::RcvBufForce, &BUFFER_BYTES).map_err(buffers)?;
+        Ok(socket)
+    }
+
+    fn bound(protocol: SockProtocol, groups: u32, flags: SockFlag) -> Result<Self, KernelError> {
         let failed = |errno| KernelError::new("open a netlink socket", errno);
         let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).map_err(failed)?;
         socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(failed)?;
         let own: NetlinkAddr = socket::getsockname(fd.as_raw_fd()).map_err(failed)?;
         socket::setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECS)).map_err(failed)?;
-        let buffers = |errno| KernelError::new("enlarge the buffers of a netlink socket", errno);
-        socket::setsockopt(&fd, sockopt::SndBufForce, &BUFFER_BYTES).map_err(buffers)?;
-        socket::setsockopt(&fd, sockopt::RcvBufForce, &BUFFER_BYTES).map_err(buffers)?;
         Ok(Socket { fd, port: own.pid(), seq: 1, buffer: vec![0; READ_BYTES] })
     }
 

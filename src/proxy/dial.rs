@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use mio::net::TcpStream;
 
+use crate::bridge::is_this_host;
 use crate::dns::{DnsCommand, ResolveError};
 use crate::docker_manager::Peer;
 use crate::event_loop::Reply;
 use crate::events::{Event, Verdict as EventVerdict};
 use crate::names::Host;
-use crate::network::is_this_host;
 use crate::rule_engine::{Rule, RuleSet};
 
 use super::answer::Answer;
@@ -121,40 +121,53 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
     redial(session, core, request, left)
 }
 
-/// Judges a connection to `address`, which may be this proxy's own (`is_own`).
-pub(super) fn vet(facts: &Facts, rules: &RuleSet, peer: &Peer, address: SocketAddr, is_own: bool) -> Verdict {
+/// Judges a connection to `address`, which may be this proxy's own (`is_own`). `is_here` tells whether it is one of
+/// this host: a service of the host on its public address is no more the container's business than one on loopback,
+/// unless the rule opens what is private.
+pub(super) fn vet(
+    facts: &Facts,
+    rules: &RuleSet,
+    peer: &Peer,
+    address: SocketAddr,
+    is_own: bool,
+    is_here: impl FnOnce(IpAddr) -> bool,
+) -> Verdict {
     match facts.judge_address(rules, peer, address.ip()) {
-        Verdict::Allow { rule } if is_own || is_shut_host(address, rule.as_deref()) => {
+        Verdict::Allow { rule } if is_own || !opens_private(rule.as_deref()) && is_here(address.ip()) => {
             Verdict::Block(Refused { rule, reason: "own_address", address: Some(address.ip()) })
         }
         verdict => verdict,
     }
 }
 
-/// Whether `address` is one of this host's own and the rule does not open what is private. A service of the host on
-/// its public address is no more the container's business than one on loopback.
-fn is_shut_host(address: SocketAddr, rule: Option<&Rule>) -> bool {
-    let opened = rule.and_then(|rule| rule.egress.as_ref()).is_some_and(|egress| egress.allow_private_ips);
-    !opened && is_this_host(address)
+fn opens_private(rule: Option<&Rule>) -> bool {
+    rule.and_then(|rule| rule.egress.as_ref()).is_some_and(|egress| egress.allow_private_ips)
 }
 
 /// Judges a connection to `address` by what is known now.
 pub(super) fn vet_now(core: &Core, facts: &Facts, peer: &Peer, address: SocketAddr) -> Verdict {
-    vet(facts, &core.snapshot.rules, peer, address, core.listeners.is_own(address, false))
+    vet(facts, &core.snapshot.rules, peer, address, core.listeners.is_own(address, false), is_this_host)
+}
+
+/// Judges what is to go on a connection that is made. Whether that ends at this host was found out then, and stays
+/// so: an address that moves takes no connection with it.
+pub(super) fn vet_made(core: &Core, facts: &Facts, peer: &Peer, upstream: &Upstream) -> Verdict {
+    let (address, here) = (upstream.address, upstream.is_here);
+    vet(facts, &core.snapshot.rules, peer, address, core.listeners.is_own(address, here), |_| here)
 }
 
 /// Sends a request on the session's upstream connection, if it may still go there: the rules may be others than those
 /// that had it dialled, and nobody takes back what was sent.
 pub(super) fn send(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
-    let Some(address) = session.upstream.as_ref().map(|upstream| upstream.address) else { return Next::End };
+    let Some(upstream) = &session.upstream else { return Next::End };
     if request.facts.wants_body(&core.snapshot.rules, &session.client.peer) {
         // Only the new rules look into it.
         session.upstream = None;
         return body::begin(session, core, request);
     }
-    let refused = match vet_now(core, &request.facts, &session.client.peer, address) {
+    let refused = match vet_made(core, &request.facts, &session.client.peer, upstream) {
         Verdict::Allow { .. } => return exchange::begin(session, core, request),
-        Verdict::Intercept { rule } => intercept_now(rule, address),
+        Verdict::Intercept { rule } => intercept_now(rule, upstream.address),
         Verdict::Block(refused) => refused,
     };
     session.upstream = None;
@@ -193,7 +206,7 @@ fn dial_next(session: &mut Session, core: &mut Core, mut dialling: Box<Dialling>
                 session.due.set(core.now + limit);
                 let facts = &dialling.request.facts;
                 let (host, port) = (facts.host_text.clone(), facts.port);
-                session.upstream = Some(Upstream { leg, address, host, port, used: false });
+                session.upstream = Some(Upstream { leg, address, is_here: true, host, port, used: false });
                 return Next::Wait(State::Dialling(dialling));
             }
             Err(error) => {
@@ -222,24 +235,22 @@ pub(super) fn step(session: &mut Session, core: &mut Core, mut dialling: Box<Dia
         return Next::Wait(State::Dialling(dialling));
     }
     let address = upstream.address;
-    let error = match upstream.leg.take_error() {
-        Ok(None) if !upstream.leg.is_connected() => {
-            // An event of the socket that had this token before.
-            upstream.leg.not_yet_writable();
-            return Next::Wait(State::Dialling(dialling));
-        }
-        Ok(error) => error,
-        Err(error) => Some(error),
-    };
-    if let Some(error) = error {
+    if !upstream.leg.is_connected() {
+        let error = match upstream.leg.take_error() {
+            Ok(None) => {
+                // An event of the socket that had this token before.
+                upstream.leg.not_yet_writable();
+                return Next::Wait(State::Dialling(dialling));
+            }
+            Ok(Some(error)) | Err(error) => error,
+        };
         tracing::debug!(target: "proxy", %address, %error, "cannot connect");
         dialling.what_failed = "the connection was refused";
         return dial_next(session, core, dialling, 502);
     }
-    // A wildcard listener answers on addresses that only the kernel knows to be this host's: both ends then have
-    // the same address.
-    let local = upstream.leg.local_address().is_ok_and(|own| own.ip() == address.ip());
-    if core.listeners.is_own(address, local) {
+    upstream.is_here = is_this_host(address.ip());
+    // A wildcard listener answers on addresses that only the kernel knows to be this host's.
+    if core.listeners.is_own(address, upstream.is_here) {
         session.upstream = None;
         let refused = Refused { address: Some(address.ip()), ..Refused::because("own_address") };
         return request::blocked(session, core, &dialling.request, &refused);
@@ -249,7 +260,7 @@ pub(super) fn step(session: &mut Session, core: &mut Core, mut dialling: Box<Dia
         return send(session, core, request);
     }
     // The rules may be others than those that had it dialled.
-    let refused = match vet_now(core, &request.facts, &session.client.peer, address) {
+    let refused = match vet_made(core, &request.facts, &session.client.peer, upstream) {
         Verdict::Allow { .. } if request.is_connect() => return tunnel::open(session, core, request),
         Verdict::Allow { .. } => return upstream::begin(session, core, request),
         Verdict::Intercept { rule } if request.is_connect() && request.answered.is_none() => {

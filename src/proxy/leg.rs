@@ -6,7 +6,7 @@
 //! A leg may speak TLS: input and output are then what is inside, and all who use it need not know.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -180,11 +180,6 @@ impl Leg {
     /// What went wrong on the socket, once.
     pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
         self.stream.take_error()
-    }
-
-    /// Our end.
-    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
-        self.stream.local_addr()
     }
 
     /// Whether nothing waits in either buffer.

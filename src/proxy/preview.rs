@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::bridge::is_this_host;
 use crate::docker_manager::{Directory, Peer};
 use crate::http1::{Authority, Parse, RequestHead};
 use crate::names::Host;
@@ -139,7 +140,7 @@ impl Preview {
         let judged = addresses.into_iter().map(|address| {
             let target = SocketAddr::new(address, self.facts.port);
             let own = proxy.is_some_and(|(listening, directory)| listening.is_own(directory, target));
-            (address, dial::vet(&self.facts, rules, peer, target, own).into())
+            (address, dial::vet(&self.facts, rules, peer, target, own, is_this_host).into())
         });
         judged.collect()
     }

@@ -150,10 +150,9 @@ fn has_usable_upstream(session: &mut Session, core: &mut Core, request: &Request
     {
         return false;
     }
-    let address = upstream.address;
-    match dial::vet_now(core, &request.facts, &session.client.peer, address) {
+    match dial::vet_made(core, &request.facts, &session.client.peer, upstream) {
         Verdict::Allow { rule } => {
-            report::allowed(core, &session.client, &request.facts, rule, (address, request.begun));
+            report::allowed(core, &session.client, &request.facts, rule, (upstream.address, request.begun));
             true
         }
         // The name may have another address that is allowed: it is resolved anew and judged in full.

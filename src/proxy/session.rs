@@ -83,6 +83,8 @@ pub(super) struct Client {
 pub(super) struct Upstream {
     pub(super) leg: Leg,
     pub(super) address: SocketAddr,
+    /// Whether it ends at this host: found out when it is made.
+    pub(super) is_here: bool,
     /// The name and port it was vetted for.
     pub(super) host: Box<str>,
     /// See `host`.

@@ -193,15 +193,17 @@ time.sleep(0.2)
 
 @scenario()
 def the_hosts_own_public_address_through_the_proxy(lab):
-    """A public address that is the host's own is no way to its services, and none to the proxy itself."""
+    """A public address that is the host's own, whichever, is no way to its services, and none to the proxy itself."""
     web = lab.host_service(8000)
     ssh = lab.host_service(80, lab.host_ip)
     daemon = lab.daemon([rule("all", "true")])
     lab.internet.names.set("me.example.com", lab.host_ip)
     lab.internet.names.set("me2.example.com", lab.host_other_ip)
+    lab.internet.names.set("me3.example.com", lab.host_secondary_ip)
     client = lab.client()
     for url in (f"http://{lab.host_ip}/", f"http://{lab.host_ip}:8000/", "http://me.example.com/",
-                "http://me2.example.com:8000/"):
+                "http://me2.example.com:8000/", "http://me3.example.com:8000/",
+                f"http://{lab.host_secondary_ip}:8000/"):
         response = client.curl(url, seconds=8)
         check(response.status in (403, 502) and "host secret" not in response.text, (url, response))
     check(not web.visits and not ssh.visits, (web.visits, ssh.visits))
