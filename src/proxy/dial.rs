@@ -3,8 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mio::net::TcpStream;
-
 use crate::bridge::is_this_host;
 use crate::dns::{DnsCommand, ResolveError};
 use crate::docker_manager::Peer;
@@ -198,8 +196,7 @@ fn dial_next(session: &mut Session, core: &mut Core, mut dialling: Box<Dialling>
     session.upstream = None;
     while let Some(address) = dialling.left.pop() {
         let token = session.client.id.token(Side::Upstream);
-        let leg = TcpStream::connect(address).and_then(|stream| Leg::new(stream, &core.registry, token, false));
-        match leg {
+        match Leg::connect(address, &core.registry, token) {
             Ok(leg) => {
                 let times = &core.config.times;
                 let limit = if dialling.left.is_empty() { times.connect } else { times.connect_next };

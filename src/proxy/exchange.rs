@@ -134,8 +134,20 @@ impl Exchange {
     fn upload(&mut self, client: &mut Client, upstream: &mut Upstream, core: &mut Core) -> Result<bool, Failure> {
         let mut moved = false;
         for _ in 0..READS_MAX {
-            if matches!(self.upload, Upload::Broken) {
-                return Ok(moved);
+            match &mut self.upload {
+                Upload::Broken => return Ok(moved),
+                Upload::Done => {}
+                Upload::Sending(reader) => {
+                    // Behind the head, in one segment with it where it came so.
+                    let chunked = matches!(reader, BodyReader::Chunked(_));
+                    let copied = copy(reader, chunked, &client.leg.input, upstream.leg.output());
+                    let copied = copied.map_err(|()| Failure::Body)?;
+                    moved |= copied.consumed > 0 || copied.end;
+                    client.leg.consume(copied.consumed);
+                    if copied.end {
+                        self.upload = Upload::Done;
+                    }
+                }
             }
             match upstream.leg.flush() {
                 Ok(true) => {}
@@ -145,22 +157,13 @@ impl Exchange {
                     return Ok(true);
                 }
             }
-            let Upload::Sending(reader) = &mut self.upload else { return Ok(moved) };
-            let chunked = matches!(reader, BodyReader::Chunked(_));
-            let ended = copy(reader, chunked, &client.leg.input, upstream.leg.output()).map_err(|()| Failure::Body)?;
-            moved |= !client.leg.input.is_empty();
-            client.leg.consume(ended.consumed);
-            if ended.end {
-                self.upload = Upload::Done;
-                moved = true;
-                continue;
+            if matches!(self.upload, Upload::Done) {
+                return Ok(moved);
             }
-            if upstream.leg.pending() == 0 {
-                match client.leg.fill(&mut core.scratch) {
-                    Ok(ReadOutcome::Bytes(_)) => moved = true,
-                    Ok(ReadOutcome::Blocked) => return Ok(moved),
-                    Ok(ReadOutcome::Ended) | Err(_) => return Err(Failure::Client),
-                }
+            match client.leg.fill(&mut core.scratch) {
+                Ok(ReadOutcome::Bytes(_)) => moved = true,
+                Ok(ReadOutcome::Blocked) => return Ok(moved),
+                Ok(ReadOutcome::Ended) | Err(_) => return Err(Failure::Client),
             }
         }
         Ok(moved)
@@ -170,29 +173,27 @@ impl Exchange {
     fn download(&mut self, client: &mut Client, upstream: &mut Upstream, core: &mut Core) -> Result<bool, Failure> {
         let mut moved = false;
         for _ in 0..READS_MAX {
+            // All heads that are there, and what is there of the body: the client gets them in one segment.
+            while matches!(self.download, Download::Head) && self.response_head(client, upstream)? {
+                moved = true;
+            }
+            if let Download::Body { reader, chunked } = &mut self.download {
+                let chunked = *chunked;
+                let copied = copy(reader, chunked, &upstream.leg.input, client.leg.output())
+                    .map_err(|()| Failure::Upstream("its response body is malformed"))?;
+                moved |= copied.consumed > 0 || copied.end;
+                upstream.leg.consume(copied.consumed);
+                if copied.end {
+                    self.download = Download::Done;
+                }
+            }
             match client.leg.flush() {
                 Ok(true) => {}
                 Ok(false) => return Ok(moved),
                 Err(_) => return Err(Failure::Client),
             }
-            let more = match &mut self.download {
-                Download::Done => return Ok(moved),
-                Download::Head => self.response_head(client, upstream)?,
-                Download::Body { reader, chunked } => {
-                    let chunked = *chunked;
-                    let copied = copy(reader, chunked, &upstream.leg.input, client.leg.output())
-                        .map_err(|()| Failure::Upstream("its response body is malformed"))?;
-                    let more = copied.consumed > 0 || copied.end;
-                    upstream.leg.consume(copied.consumed);
-                    if copied.end {
-                        self.download = Download::Done;
-                    }
-                    more
-                }
-            };
-            if more {
-                moved = true;
-                continue;
+            if matches!(self.download, Download::Done) {
+                return Ok(moved);
             }
             match upstream.leg.fill(&mut core.scratch) {
                 Ok(ReadOutcome::Bytes(_)) => {

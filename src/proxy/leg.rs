@@ -6,7 +6,7 @@
 //! A leg may speak TLS: input and output are then what is inside, and all who use it need not know.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -66,10 +66,21 @@ pub(super) enum ReadOutcome {
 }
 
 impl Leg {
-    /// Takes a socket into the poll.
-    pub(super) fn new(mut stream: TcpStream, registry: &Registry, token: Token, ready: bool) -> io::Result<Self> {
-        // Small writes must not wait for acknowledgements: requests and TLS records are small writes.
+    /// Takes a client's socket into the poll.
+    pub(super) fn accepted(stream: TcpStream, registry: &Registry, token: Token) -> io::Result<Self> {
+        Self::new(stream, registry, token, true)
+    }
+
+    /// Begins a connection to `address`.
+    pub(super) fn connect(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
+        Self::new(stream, registry, token, false)
+    }
+
+    /// Small writes must not wait for acknowledgements: requests and TLS records are small writes. So both kinds of
+    /// sockets come with TCP_NODELAY set.
+    fn new(mut stream: TcpStream, registry: &Registry, token: Token, ready: bool) -> io::Result<Self> {
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Leg {
             stream,

@@ -152,6 +152,8 @@ fn open(address: SocketAddr, registry: &Registry, token: Token) -> std::io::Resu
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     // A gateway whose bridge is down or not there yet can be listened on all the same.
     setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    // Taken over by each connection that is accepted, as `Leg` wants it.
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     listen(&socket, Backlog::new(BACKLOG)?)?;
     let mut socket = TcpListener::from_std(StdListener::from(socket));

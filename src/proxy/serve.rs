@@ -272,7 +272,7 @@ impl Proxy {
         let due = Due::new(arrival + core.config.times.head);
         let counted = holder.clone();
         let inserted = self.sessions.insert(|id| {
-            let leg = Leg::new(stream, &core.registry, id.token(Side::Client), true)?;
+            let leg = Leg::accepted(stream, &core.registry, id.token(Side::Client))?;
             let flow = core.links.events.flows().begin();
             let client = Client { id, leg, address, arrival, peer, flow, holder, held: 0, layer: Layer::Proxy };
             let state = State::Head { begun: false };
