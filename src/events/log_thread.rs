@@ -1,5 +1,6 @@
 //! The thread that writes decisions down. The enforcing threads never wait for it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,8 +12,6 @@ use super::{DecisionLog, Event, EventSink, Filter, Line, Live, Publish, Tally};
 use crate::api::EventRecord;
 use crate::event_loop::Reply;
 
-/// Events that wait to be written; past it they are lost, counted.
-const EVENTS_WAITING_MAX: usize = 4096;
 /// Events that are formatted before one write.
 const BATCH_MAX: usize = 512;
 
@@ -49,7 +48,8 @@ impl EventLog {
     /// The thread's state, the sink that the enforcing threads share, and the way to command it.
     #[must_use]
     pub fn new(log: DecisionLog) -> (Self, EventSink, Sender<EventsCommand>) {
-        let (event_sender, events) = crossbeam_channel::bounded(EVENTS_WAITING_MAX);
+        // Bounded by the sink: a bounded channel would hold room for all of them from the start.
+        let (event_sender, events) = crossbeam_channel::unbounded();
         let (command_sender, commands) = crossbeam_channel::bounded(16);
         let sink = EventSink::new(event_sender);
         let lost = Arc::clone(&sink.lost);
@@ -148,30 +148,29 @@ impl EventLog {
 
 /// The form of an event that vendor-docs/events.md describes.
 #[must_use]
-pub fn record(event: &Event, seq: u64) -> EventRecord {
+pub fn record(event: &Event, seq: u64) -> EventRecord<'_> {
     let endpoint = event.endpoint.as_ref();
     let rule = event.rule.as_ref();
-    let text = |value: Option<&str>| value.map(str::to_owned);
     EventRecord {
-        ts: rfc3339(event.at),
+        ts: rfc3339(event.at).into(),
         seq,
         flow: event.flow,
-        layer: event.layer.name().to_owned(),
-        verdict: event.verdict.name().to_owned(),
-        container: endpoint.map(|endpoint| endpoint.container.to_string()),
-        container_id: endpoint.map(|endpoint| endpoint.container_id.to_string()),
-        agent: endpoint.map(|endpoint| endpoint.agent.to_string()),
-        rule: rule.map(|rule| rule.id.to_string()),
-        file: rule.map(|rule| rule.file.to_string()),
-        reason: event.reason.to_owned(),
-        host: text(event.host.as_deref()),
-        ip: event.destination.map(|destination| destination.ip().to_string()),
+        layer: event.layer.name().into(),
+        verdict: event.verdict.name().into(),
+        container: endpoint.map(|endpoint| Cow::from(&*endpoint.container)),
+        container_id: endpoint.map(|endpoint| Cow::from(&*endpoint.container_id)),
+        agent: endpoint.map(|endpoint| Cow::from(&*endpoint.agent)),
+        rule: rule.map(|rule| Cow::from(&*rule.id)),
+        file: rule.map(|rule| Cow::from(&*rule.file)),
+        reason: event.reason.into(),
+        host: event.host.as_deref().map(Cow::from),
+        ip: event.destination.map(|destination| destination.ip().to_string().into()),
         // Port 0 is the destination of a protocol that has none: ARP, ICMP.
         port: event.destination.map(|destination| destination.port()).filter(|port| *port != 0).or(event.port),
-        protocol: event.protocol.map(str::to_owned),
-        method: text(event.method.as_deref()),
-        path: text(event.path.as_deref()),
-        record_type: text(event.record_type.as_deref()),
+        protocol: event.protocol.map(Cow::from),
+        method: event.method.as_deref().map(Cow::from),
+        path: event.path.as_deref().map(Cow::from),
+        record_type: event.record_type.as_deref().map(Cow::from),
         bytes_up: event.bytes_up,
         bytes_down: event.bytes_down,
         duration_us: event.duration_us,

@@ -30,6 +30,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 
+/// Events that wait to be written; past it they are lost, counted. Threads that record at the same moment may each add
+/// one more.
+const EVENTS_WAITING_MAX: usize = 4096;
+
 /// What an enforcing thread holds: a send that never waits. A full channel loses the event, counted.
 #[derive(Clone)]
 pub struct EventSink {
@@ -53,7 +57,8 @@ impl EventSink {
 
     /// Records a decision.
     pub fn record(&self, event: Event) {
-        let kept = self.sender.as_ref().is_some_and(|sender| sender.try_send(event).is_ok());
+        let room = self.sender.as_ref().filter(|sender| sender.len() < EVENTS_WAITING_MAX);
+        let kept = room.is_some_and(|sender| sender.try_send(event).is_ok());
         if !kept {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -69,5 +74,22 @@ impl EventSink {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_beyond_the_room_are_lost_and_counted() {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let sink = EventSink::new(sender);
+        let record = || sink.record(Event::new(Layer::Dns, Verdict::Block, "default"));
+        (0..EVENTS_WAITING_MAX + 2).for_each(|_| record());
+        assert_eq!((receiver.len(), sink.lost()), (EVENTS_WAITING_MAX, 2));
+        receiver.recv().unwrap();
+        record();
+        assert_eq!((receiver.len(), sink.lost()), (EVENTS_WAITING_MAX, 2));
     }
 }

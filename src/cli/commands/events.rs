@@ -1,5 +1,6 @@
 //! `outcall events`
 
+use std::borrow::Cow;
 use std::io::BufRead as _;
 
 use super::super::arguments::EventsArguments;
@@ -16,7 +17,7 @@ const HEADS: [&str; 6] = ["TIME", "VERDICT", "LAYER", "CONTAINER", "WHAT", "WHY"
 #[derive(serde::Deserialize)]
 #[serde(untagged)]
 enum Line {
-    Event(Box<EventRecord>),
+    Event(Box<EventRecord<'static>>),
     Lost { lost: u64 },
 }
 
@@ -66,12 +67,12 @@ pub(super) fn run(arguments: &EventsArguments, client: &Client, output: &mut Out
     output.table(&HEADS, rows)
 }
 
-fn row(event: &EventRecord) -> [Cell; 6] {
+fn row(event: &EventRecord<'_>) -> [Cell; 6] {
     let time = event.ts.get(11..19).unwrap_or(&event.ts);
     let why = match &event.rule {
-        Some(rule) if event.reason == "rule" => rule.clone(),
+        Some(rule) if event.reason == "rule" => rule.to_string(),
         Some(rule) => format!("{} ({rule})", event.reason),
-        None => event.reason.clone(),
+        None => event.reason.to_string(),
     };
     [
         time.into(),
@@ -84,13 +85,13 @@ fn row(event: &EventRecord) -> [Cell; 6] {
 }
 
 /// What was asked for or reached for, as people write it.
-fn what(event: &EventRecord) -> String {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+fn what(event: &EventRecord<'_>) -> String {
+    let text = |value: &Option<Cow<'_, str>>| value.as_deref().unwrap_or_default().to_owned();
     let place = match (&event.host, &event.ip, event.port) {
         (Some(host), _, Some(port)) => format!("{host}:{port}"),
-        (Some(host), _, None) => host.clone(),
+        (Some(host), _, None) => host.to_string(),
         (None, Some(ip), Some(port)) => format!("{ip}:{port}"),
-        (None, Some(ip), None) => ip.clone(),
+        (None, Some(ip), None) => ip.to_string(),
         (None, None, _) => String::new(),
     };
     match (&*event.layer, &event.method) {
@@ -114,22 +115,22 @@ mod tests {
 
     #[test]
     fn an_event_is_told_as_people_write_it() {
-        let event = |layer: &str, method: Option<&str>| EventRecord {
-            layer: layer.to_owned(),
-            host: Some("api.example".to_owned()),
+        let event = |layer: &'static str, method: Option<&'static str>| EventRecord {
+            layer: layer.into(),
+            host: Some("api.example".into()),
             port: Some(443),
-            method: method.map(str::to_owned),
-            path: Some("/v1".to_owned()),
+            method: method.map(Cow::from),
+            path: Some("/v1".into()),
             ..EventRecord::default()
         };
         assert_eq!(what(&event("proxy", Some("CONNECT"))), "CONNECT api.example:443");
         assert_eq!(what(&event("intercept", Some("POST"))), "POST api.example:443/v1");
-        let dns = EventRecord { record_type: Some("AAAA".to_owned()), port: None, ..event("dns", None) };
+        let dns = EventRecord { record_type: Some("AAAA".into()), port: None, ..event("dns", None) };
         assert_eq!(what(&dns), "AAAA api.example");
         let kernel = EventRecord {
             host: None,
-            ip: Some("192.0.2.1".to_owned()),
-            protocol: Some("udp".to_owned()),
+            ip: Some("192.0.2.1".into()),
+            protocol: Some("udp".into()),
             ..event("kernel", None)
         };
         assert_eq!(what(&kernel), "udp 192.0.2.1:443");
