@@ -1,17 +1,17 @@
 //! Datagrams of clients: many in one `recvmmsg`, with the address that was asked where a socket has many; and the way
-//! back from that same address. `recvmmsg(2)`, `ip(7)` IP_PKTINFO, `ipv6(7)` IPV6_PKTINFO.
+//! back from that same address, many in one `sendmmsg`. `recvmmsg(2)`, `ip(7)` IP_PKTINFO, `ipv6(7)` IPV6_PKTINFO.
 //!
 //! Owns: the receive buffers and the only `unsafe` of the DNS room. Does not own: the sockets.
 //!
 //! One `recvmmsg` that comes back with room to spare has emptied the socket, which edge-triggered epoll wants to know:
-//! so an ordinary question costs one receive and one send, with no second receive that finds nothing.
+//! so what came together costs one receive and one send, with no second receive that finds nothing.
 
 use std::io::{self, IoSlice};
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrLike, SockaddrStorage, sendmsg};
 
 /// Datagrams of one receive.
 pub(super) const COUNT: usize = 16;
@@ -153,8 +153,68 @@ unsafe fn asked(header: &libc::msghdr) -> Option<IpAddr> {
     None
 }
 
+/// A datagram to send.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// Its payload.
+    pub(super) bytes: Vec<u8>,
+    /// Where to.
+    pub(super) to: SocketAddr,
+    /// The address it is sent from; `None` where the socket has but one.
+    pub(super) local: Option<IpAddr>,
+}
+
+/// Sends `datagrams`; `failed` hears of each that cannot be sent.
+pub(super) fn send_all(socket: BorrowedFd<'_>, datagrams: &[Outgoing], mut failed: impl FnMut(&Outgoing, nix::Error)) {
+    let mut rest = datagrams;
+    while let Some(first) = rest.first() {
+        // What names its source, which few sockets need, goes alone.
+        let alike = rest.iter().take(COUNT).take_while(|datagram| datagram.local.is_none()).count();
+        let sent = match alike {
+            0 | 1 => send(socket, &first.bytes, first.to, first.local).map(|()| 1),
+            _ => send_together(socket, &rest[..alike]),
+        };
+        let done = sent.unwrap_or_else(|error| {
+            failed(first, error);
+            1
+        });
+        rest = rest.get(done.max(1)..).unwrap_or_default();
+    }
+}
+
+/// Sends at most [`COUNT`] datagrams that name no source: how many, from the first. An error is that of the first.
+fn send_together(socket: BorrowedFd<'_>, datagrams: &[Outgoing]) -> nix::Result<usize> {
+    let mut names = [SockaddrStorage::from(SocketAddr::from(([0; 4], 0))); COUNT];
+    // SAFETY: all-zero is a valid value of these plain C structures.
+    let mut headers: [libc::mmsghdr; COUNT] = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: as above.
+    let mut vectors: [libc::iovec; COUNT] = unsafe { MaybeUninit::zeroed().assume_init() };
+    let count = datagrams.len().min(COUNT);
+    for (index, datagram) in datagrams.iter().take(count).enumerate() {
+        names[index] = SockaddrStorage::from(datagram.to);
+        vectors[index].iov_base = datagram.bytes.as_ptr().cast_mut().cast();
+        vectors[index].iov_len = datagram.bytes.len();
+        let header = &mut headers[index].msg_hdr;
+        header.msg_name = names[index].as_ptr().cast_mut().cast();
+        header.msg_namelen = names[index].len();
+        header.msg_iov = &raw mut vectors[index];
+        header.msg_iovlen = 1;
+    }
+    // SAFETY: every pointer in the first `count` headers leads to memory of the stated length that lives in this frame
+    // or in `datagrams`; the kernel only reads it, and keeps none of it past the call.
+    let sent = unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count as libc::c_uint,
+            MsgFlags::MSG_DONTWAIT.bits() as _,
+        )
+    };
+    usize::try_from(sent).map_err(|_| nix::Error::last())
+}
+
 /// Sends `bytes` to `to`, from `local` where that is given.
-pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], to: SocketAddr, local: Option<IpAddr>) -> nix::Result<()> {
+fn send(socket: BorrowedFd<'_>, bytes: &[u8], to: SocketAddr, local: Option<IpAddr>) -> nix::Result<()> {
     let (v4, v6);
     let control = match local {
         Some(IpAddr::V4(local)) => {
@@ -196,8 +256,30 @@ mod tests {
         assert_eq!(batch.datagram(2).unwrap().bytes, b"three");
         assert_eq!(batch.receive(server.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(batch.datagram(0).is_none());
-        send(server.as_fd(), b"back", client.local_addr().unwrap(), Some("127.0.0.1".parse().unwrap())).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_sent_keeps_nothing_else_back() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let (from, to) = (server.local_addr().unwrap(), client.local_addr().unwrap());
+        let elsewhere = "[::1]:9".parse().unwrap();
+        let own = Some("127.0.0.1".parse().unwrap());
+        let mut datagrams: Vec<Outgoing> =
+            (0..2 * COUNT as u8).map(|number| Outgoing { bytes: vec![number], to, local: None }).collect();
+        // The first of a batch, one in its middle, and some that name their source.
+        datagrams[0].to = elsewhere;
+        datagrams[5].to = elsewhere;
+        datagrams[7].local = own;
+        datagrams[8].local = own;
+        let mut lost = Vec::new();
+        send_all(server.as_fd(), &datagrams, |datagram, _| lost.push(datagram.bytes[0]));
+        assert_eq!(lost, [0, 5]);
         let mut buffer = [0; 16];
-        assert_eq!(client.recv_from(&mut buffer).unwrap(), (4, to));
+        for number in (0..2 * COUNT as u8).filter(|number| !lost.contains(number)) {
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (1, from));
+            assert_eq!(buffer[0], number);
+        }
     }
 }

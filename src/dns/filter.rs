@@ -28,12 +28,12 @@ pub(super) enum Judgement {
 
 /// Judges `query` of `peer`, who may ask.
 pub(super) fn judge(rules: &RuleSet, query: &Query, peer: &Peer) -> Judgement {
-    let Ok(name) = HostName::parse(&query.question.name().to_ascii()) else {
+    let Some(name) = &query.name else {
         return Judgement::Block { reason: "bad_name", rule: None };
     };
     let record_type = query.record_type();
     let type_name = type_text(record_type);
-    let verdict = NameQuestion { name: &name, record_type: &type_name, peer }.judge(|context| rules.decide(context));
+    let verdict = NameQuestion { name, record_type: &type_name, peer }.judge(|context| rules.decide(context));
     match verdict {
         NameVerdict::Block { reason, rule } => Judgement::Block { reason, rule },
         NameVerdict::Allow { rule } if matches!(record_type, RecordType::HTTPS | RecordType::SVCB) => {
@@ -41,7 +41,7 @@ pub(super) fn judge(rules: &RuleSet, query: &Query, peer: &Peer) -> Judgement {
             Judgement::Empty { rule }
         }
         NameVerdict::Allow { rule } => {
-            let key = Key { name, record_type, dnssec: query.dnssec_ok() };
+            let key = Key { name: name.clone(), record_type, dnssec: query.dnssec_ok() };
             Judgement::Resolve { key, rule }
         }
     }

@@ -102,11 +102,6 @@ impl Pair {
             }
         }
     }
-
-    /// True when datagrams carry the address that was asked.
-    pub(super) fn is_wildcard(&self) -> bool {
-        self.address.ip().is_unspecified()
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

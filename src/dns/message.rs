@@ -3,6 +3,8 @@
 //!
 //! Owns: reading questions and writing answers. Does not own: what is allowed, and what upstream says (`answer`).
 
+use std::borrow::Cow;
+
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::rdata::SOA;
@@ -11,6 +13,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
 
 use super::answer::Answer;
+use crate::names::HostName;
 
 /// The largest datagram sent, and the size offered in EDNS0, in bytes: what passes unfragmented nearly everywhere
 /// (DNS flag day 2020).
@@ -51,6 +54,8 @@ pub(super) struct Query {
     id: u16,
     /// The name in the asker's own case, and the type; the class is IN.
     pub(super) question: Question,
+    /// The name's normal form, if it has one.
+    pub(super) name: Option<HostName>,
     recursion_desired: bool,
     checking_disabled: bool,
     authentic_data: bool,
@@ -153,6 +158,7 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
         checking_disabled: message.metadata.checking_disabled,
         authentic_data: message.metadata.authentic_data,
         edns: edns.map(|edns| ClientEdns { payload: edns.max_payload(), dnssec_ok: edns.flags().dnssec_ok }),
+        name: HostName::parse(&question.name().to_ascii()).ok(),
         question,
     })
 }
@@ -163,9 +169,9 @@ fn is_meta(record_type: RecordType) -> bool {
 }
 
 /// The type as rules and people write it; `TYPE731` for one without a name (RFC 3597).
-pub(super) fn type_text(record_type: RecordType) -> Box<str> {
+pub(super) fn type_text(record_type: RecordType) -> Cow<'static, str> {
     match record_type {
-        RecordType::Unknown(code) => format!("TYPE{code}").into_boxed_str(),
+        RecordType::Unknown(code) => format!("TYPE{code}").into(),
         named => <&'static str>::from(named).into(),
     }
 }

@@ -20,7 +20,7 @@ use crate::event_loop::{MAILBOX, Mailbox, Reply};
 use super::asking::Asking;
 use super::config::{DnsConfig, DnsLinks, StartError, check_upstreams, reachability};
 use super::core::{Action, Client, Core, LOOKUPS_CLIENTS, LOOKUPS_PROXY};
-use super::datagrams::{self, Batch};
+use super::datagrams::{self, Batch, Outgoing};
 use super::listeners::{self, Pair};
 use super::message::Transport;
 use super::streams::{Reading, Session};
@@ -78,6 +78,8 @@ pub struct DnsServer {
     asking_of: HashMap<u64, usize>,
     next_token: usize,
     batch: Batch,
+    /// Answers that leave together, by the UDP socket with this token.
+    outgoing: (usize, Vec<Outgoing>),
     buffer: Box<[u8]>,
     /// Sockets that were left unread so that others had their turn.
     unread: Vec<usize>,
@@ -120,6 +122,7 @@ impl DnsServer {
             asking_of: HashMap::new(),
             next_token: 0,
             batch: Batch::new(),
+            outgoing: (0, Vec::new()),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             unread: Vec::new(),
             accept_at: None,
@@ -370,11 +373,11 @@ impl DnsServer {
         loop {
             let actions = self.core.actions();
             if actions.is_empty() {
-                return;
+                return self.send_outgoing();
             }
             for action in actions {
                 match action {
-                    Action::Reply { client, bytes } => self.reply(client, &bytes, now),
+                    Action::Reply { client, bytes } => self.reply(client, bytes, now),
                     Action::Close { lookup } => self.stop_asking(lookup),
                     Action::Ask { lookup, upstream, transport, message } => {
                         self.stop_asking(lookup);
@@ -411,25 +414,38 @@ impl DnsServer {
         }
     }
 
-    fn reply(&mut self, client: Client, bytes: &[u8], now: Instant) {
+    fn reply(&mut self, client: Client, bytes: Vec<u8>, now: Instant) {
         match client.transport {
             Transport::Udp => {
-                let Some(served) = self.served.iter().find(|served| served.udp == client.socket) else { return };
-                let local = client.local.filter(|_| served.pair.is_wildcard());
-                if let Err(error) = datagrams::send(served.pair.udp.as_fd(), bytes, client.peer, local) {
-                    // As with any datagram that is lost, the client asks again.
-                    tracing::debug!(target: "dns", peer = %client.peer, %error, "cannot answer");
+                if self.outgoing.0 != client.socket {
+                    self.send_outgoing();
+                    self.outgoing.0 = client.socket;
                 }
+                self.outgoing.1.push(Outgoing { bytes, to: client.peer, local: client.local });
             }
             Transport::Tcp => {
                 let Some(session) = self.sessions.get_mut(&client.socket) else { return };
-                match session.answer(bytes, now) {
+                match session.answer(&bytes, now) {
                     Ok(true) => self.again(client.socket),
                     Ok(false) => {}
                     Err(_) => self.close_session(client.socket),
                 }
             }
         }
+    }
+
+    fn send_outgoing(&mut self) {
+        let (socket, answers) = &mut self.outgoing;
+        if answers.is_empty() {
+            return;
+        }
+        if let Some(served) = self.served.iter().find(|served| served.udp == *socket) {
+            datagrams::send_all(served.pair.udp.as_fd(), answers, |answer, error| {
+                // As with any datagram that is lost, the client asks again.
+                tracing::debug!(target: "dns", peer = %answer.to, %error, "cannot answer");
+            });
+        }
+        answers.clear();
     }
 
     fn stop_asking(&mut self, lookup: u64) {

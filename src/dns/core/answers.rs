@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Query as Question, ResponseCode};
+use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Record, RecordType};
 
 use crate::bridge::Grant;
@@ -15,7 +15,7 @@ use crate::docker_manager::Peer;
 use crate::events::{self, Event, HOST_MAX, Layer, Text, Verdict};
 use crate::names::HostName;
 
-use super::{Action, Allowed, Asked, Client, Core, Granting, Outcome, Timer};
+use super::{Action, Allowed, Asked, Client, Core, Granting, Outcome, Subject, Timer};
 
 /// Answers that wait for the kernel.
 const GRANTS_MAX: usize = 1024;
@@ -46,14 +46,14 @@ impl Core {
         }
         let direct = direct_egress(&allowed.rule).filter(|_| allowed.asked.query.record_type() == RecordType::A);
         let (Some(egress), Some(endpoint)) = (direct, allowed.peer.endpoint()) else {
-            return self.send(allowed, &answer, age);
+            return self.send(allowed, &answer, age, &vetted);
         };
         let mut addresses: Vec<Ipv4Addr> =
             answer.addresses_v4().filter(|address| vetted.passes(IpAddr::V4(*address))).collect();
         addresses.sort_unstable();
         addresses.dedup();
         if addresses.is_empty() {
-            return self.send(allowed, &answer, age);
+            return self.send(allowed, &answer, age, &vetted);
         }
         let left = answer.records.iter().filter(|r| answer::address(r).is_some()).map(|r| r.ttl).min().unwrap_or(0);
         let ttl = left.saturating_sub(age).clamp(GRANT_TTL.0, GRANT_TTL.1);
@@ -75,8 +75,7 @@ impl Core {
         self.actions.push(Action::Grant { ticket, grant });
     }
 
-    pub(super) fn send(&mut self, allowed: Allowed, answer: &Answer, age: u32) {
-        let vetted = self.vet(&allowed, answer);
+    pub(super) fn send(&mut self, allowed: Allowed, answer: &Answer, age: u32, vetted: &Vetted) {
         // A client must ask again before the grant of a direct flow ends.
         let ttl_max = direct_egress(&allowed.rule).map_or(u32::MAX, |_| GRANT_TTL.1);
         let Allowed { asked, peer, rule, .. } = allowed;
@@ -90,7 +89,7 @@ impl Core {
         }
     }
 
-    fn vet(&self, allowed: &Allowed, answer: &Answer) -> Vetted {
+    pub(super) fn vet(&self, allowed: &Allowed, answer: &Answer) -> Vetted {
         let Allowed { peer, rule, name, .. } = allowed;
         let addresses: Vec<IpAddr> = answer.addresses().collect();
         Vetted::of((&self.snapshot.rules, rule), peer, name, &addresses)
@@ -116,7 +115,8 @@ impl Core {
     /// Records the decision and answers; gives the number of the flow.
     fn settle(&mut self, asked: Asked, peer: &Peer, outcome: Outcome, bytes: Option<Vec<u8>>) -> Option<u64> {
         let Asked { query, client, arrival } = asked;
-        let flow = self.record(client, arrival, peer, Some(&query.question), outcome);
+        let subject = Subject { question: &query.question, name: query.name.as_ref() };
+        let flow = self.record(client, arrival, peer, Some(subject), outcome);
         // An answer that cannot be written (records that do not encode) is a failure like any other.
         if let Some(bytes) = bytes.or_else(|| query.refuse(ResponseCode::ServFail)) {
             self.actions.push(Action::Reply { client, bytes });
@@ -130,21 +130,21 @@ impl Core {
         client: Client,
         arrival: Instant,
         peer: &Peer,
-        question: Option<&Question>,
+        subject: Option<Subject<'_>>,
         outcome: Outcome,
     ) -> Option<u64> {
         match outcome.verdict {
             Verdict::Allow => self.counters.allowed += 1,
             Verdict::Block => self.counters.blocked += 1,
         }
-        let host: Option<Text<HOST_MAX>> = question.map(|question| {
-            let text = question.name().to_ascii();
-            match HostName::parse(&text) {
-                Ok(name) => name.as_str().into(),
-                Err(_) => text.into(),
+        let host: Option<Text<HOST_MAX>> = subject.map(|subject| match subject.name {
+            Some(name) => name.as_str().into(),
+            None => {
+                let text = subject.question.name().to_ascii();
+                HostName::parse(&text).map_or_else(|_| text.as_str().into(), |name| name.as_str().into())
             }
         });
-        let record_type = question.map(|question| type_text(question.query_type()));
+        let record_type = subject.map(|subject| type_text(subject.question.query_type()));
         tracing::debug!(
             target: "dns", peer = %client.peer.ip(), host = host.as_deref(), record_type = record_type.as_deref(),
             rule = outcome.rule.as_ref().map_or("default", |rule| &rule.id), reason = outcome.reason,
@@ -160,7 +160,7 @@ impl Core {
             rule: outcome.rule,
             host,
             protocol: Some(client.transport.name()),
-            record_type: record_type.map(Text::from),
+            record_type: record_type.as_deref().map(Text::from),
             // The only look at a clock here: an event says how long it really took.
             duration_us: u64::try_from(arrival.elapsed().as_micros()).ok(),
             ..Event::new(Layer::Dns, outcome.verdict, outcome.reason)

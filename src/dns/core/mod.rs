@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Query as Question, ResponseCode};
 use hickory_proto::rr::RecordType;
 
 use crate::bridge::Grant;
@@ -97,6 +97,14 @@ struct Granting {
     answer: Arc<Answer>,
     age: u32,
     deadline: Instant,
+}
+
+/// What a decision is about.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    question: &'a Question,
+    /// The normal form of its name, where that is known already.
+    name: Option<&'a HostName>,
 }
 
 /// What is recorded of a decision.
@@ -238,7 +246,8 @@ impl Core {
                 self.count_denied(&peer, client, now);
                 let stranger = matches!(peer, Peer::Stranger);
                 let reason = if stranger { "unknown_peer" } else { "refused_question" };
-                self.record(client, now, &peer, refusal.question.as_ref(), Outcome::block(reason, None));
+                let subject = refusal.question.as_ref().map(|question| Subject { question, name: None });
+                self.record(client, now, &peer, subject, Outcome::block(reason, None));
                 if let Some(bytes) = refusal.to_wire(stranger.then_some(ResponseCode::Refused)) {
                     self.actions.push(Action::Reply { client, bytes });
                 }
@@ -286,7 +295,9 @@ impl Core {
         let Granting { allowed, answer, age, .. } = granting;
         self.close_peer(allowed.asked.client.peer.ip());
         if opened {
-            self.send(allowed, &answer, age);
+            // The rules may be others than those that asked for the grant.
+            let vetted = self.vet(&allowed, &answer);
+            self.send(allowed, &answer, age, &vetted);
         } else {
             self.fail(allowed, "grant_failed");
         }
@@ -344,13 +355,13 @@ impl Core {
                 let bytes = asked.query.no_data();
                 self.finish(asked, &peer, Outcome::allow("no_data", rule), bytes);
             }
-            Judgement::Resolve { key, rule } => {
-                let allowed = Allowed { asked, peer, rule, name: key.name.clone() };
-                match self.cache.find(&key, now) {
-                    Some((answer, age)) => self.deliver(allowed, answer, age, now),
-                    None => self.join(key, allowed, now),
+            Judgement::Resolve { key, rule } => match self.cache.find(&key, now) {
+                Some((answer, age)) => self.deliver(Allowed { asked, peer, rule, name: key.name }, answer, age, now),
+                None => {
+                    let name = key.name.clone();
+                    self.join(key, Allowed { asked, peer, rule, name }, now);
                 }
-            }
+            },
         }
     }
 
