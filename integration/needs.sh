@@ -48,7 +48,9 @@ install_needs() {
     need dpkg-dev dpkg-shlibdeps
     need systemd systemd-analyze
     need libseccomp2 /usr/lib/x86_64-linux-gnu/libseccomp.so.2
+    # the machine that boots, and what makes a container of the daemon there
     need debootstrap debootstrap
+    need docker-compose docker-compose
     # the clients
     need bind9-dnsutils dig
     need curl curl

@@ -11,7 +11,7 @@ from scenarios import host
 
 START = "systemctl start outcall-lockdown outcalld.socket outcall-agent.socket outcalld"
 RULES = "/etc/outcall/rules.d/10.yaml"
-EXAMPLE = json.dumps({"version": "1", "rules": [rule("example", 'http.host == "example.com"')]})
+EXAMPLE = json.dumps({"version": "1", "rules": allow("example.com")})
 # Where nobody may go; what arrives there is on record from the first packet.
 FAR = "5.10.0.9"
 OPERATOR = "/run/outcall/host.sock"
@@ -227,3 +227,92 @@ def the_service_lives_and_dies_under_its_unit(lab):
     check(box.run("grep", "@outcalld", "/proc/net/unix").code == 1 and "table inet outcall" in tables(box))
     sender.reaches_nothing()
     lab.internet.nothing_for(FAR)
+
+
+@scenario(deadline=120, needs_machine=True)
+def each_remedy_of_doctor_does_what_it_says(lab):
+    box = installed(lab)
+
+    def wrong(area):
+        """What doctor finds wrong in an area, as (what, remedy), or None."""
+        findings = json.loads(box.run("outcall", "--json", "doctor").text)
+        bad = [f for f in host.found(findings, area) if f["verdict"] != "ok"]
+        return (bad[0]["found"], bad[0]["remedy"]) if bad else None
+
+    def cured_by_its_words(area):
+        """Runs the remedy as it stands."""
+        what, remedy = check(wrong(area), area)
+        done = box.run("sh", "-c", remedy)
+        check(done.code == 0 and wrong(area) is None, (what, remedy, done, wrong(area)))
+
+    # Nothing runs.
+    box.systemctl("stop", "docker.socket", "docker.service")
+    check("systemctl start docker" in wrong("docker")[1])
+    box.systemctl("start", "docker")
+    check(wrong("docker") is None)
+    cured_by_its_words("outcalld")
+    check("write a rule" in wrong("rules")[1])
+    # Rules.
+    box.write(RULES, EXAMPLE.replace("http.host", "http.hots"))
+    what, remedy = wrong("rules")
+    check("10.yaml" in what and "`outcall rules check`" in remedy)
+    checked = box.run("outcall", "rules", "check")
+    check(checked.code == 1 and "10.yaml:" in checked.text and "http.hots" in checked.text, checked)
+    box.write(RULES, EXAMPLE)
+    box.systemctl("reload", "outcalld")
+    check(wrong("rules") is None)
+    # Files that are open to all, or gone.
+    for path, area in ((OPERATOR, "operator socket"), ("/var/lib/outcall", "state")):
+        box.run("chmod", "0777", path, check=True)
+        cured_by_its_words(area)
+    for path, area in ((OPERATOR, "operator socket"), ("/run/outcall/agent.sock", "agent socket")):
+        box.run("rm", path, check=True)
+        cured_by_its_words(area)
+        check(wrong("outcalld") is None, wrong("outcalld"))
+    # Who is not in the group is told of it.
+    someone = ["setpriv", "--reuid", "1000", "--regid", "1000"]
+    refused = box.run(*someone, "--clear-groups", "outcall")
+    check(refused.code == 1 and "group outcall" in refused.errors, refused)
+    group = box.run("getent", "group", "outcall").text.split(":")[2]
+    check(box.run(*someone, "--groups", group, "outcall").code == 0)
+    # A firewall that drops what it does not know.
+    box.engine.load_images()
+    client = lab.client(engine=box.engine)
+    check(client.dig("example.com").status == "NOERROR")
+    table = "table inet strict { chain in { type filter hook input priority 0; policy drop; }; }"
+    box.run("nft", table, check=True)
+    check(client.dig("example.com", seconds=1).status is None)
+    check("accept input from outcall0 and oc-* there" in wrong("other tables")[1])
+    for bridge in ("outcall0", "oc-*"):
+        box.run("nft", f'add rule inet strict in iifname "{bridge}" accept', check=True)
+    check(client.dig("example.com").status == "NOERROR")
+    box.run("nft", "delete", "table", "inet", "strict", check=True)
+    # A resolver on loopback, which Docker would ask past the rules.
+    box.write("/etc/resolv.conf", "nameserver 127.0.0.53\n")
+    remedy = wrong("resolvers")[1]
+    check('put "dns": ["10.200.0.1"] into /etc/docker/daemon.json' in remedy, remedy)
+    box.write("/etc/docker/daemon.json", '{"dns": ["10.200.0.1"]}')
+    client.remove()
+    box.systemctl("restart", "docker")
+    check(wrong("resolvers") is None, wrong("resolvers"))
+    wait_for(lambda: wrong("outcalld") is None, "outcalld to see Docker again", 20)
+    check(lab.client(engine=box.engine, dns=None).dig("example.com", server="127.0.0.11").status == "NOERROR")
+    # Another program on the proxy's port.
+    box.systemctl("stop", "outcalld.socket", "outcall-agent.socket", "outcalld")
+    box.run("systemd-run", "--unit", "squatter", "/lab/usr/bin/busybox", "nc", "-l", "-p", "8080", check=True)
+    what, remedy = wait_for(lambda: wrong("ports"), "the program on the port", 5)
+    check("8080" in what and "busybox" in what and "--proxy-addr" in remedy, (what, remedy))
+    box.write("/etc/default/outcalld", f'OUTCALLD_FLAGS="--dns-upstream {UPSTREAM} --proxy-addr 0.0.0.0:8081"\n')
+    check(wrong("ports") is None)
+    box.run(*START.split(), check=True)
+    check(box.run("outcall", "ready").code == 0)
+    box.systemctl("stop", "squatter")
+    # Flags that name a CA which is not there yet.
+    ca = "--ca-cert /etc/outcall/ca/ca-cert.pem --ca-key /etc/outcall/ca/ca-key.pem"
+    box.systemctl("stop", "outcalld.socket", "outcall-agent.socket", "outcalld")
+    box.write("/etc/default/outcalld", f'OUTCALLD_FLAGS="--dns-upstream {UPSTREAM} {ca}"\n')
+    check("`outcall ca init` makes a pair" in wrong("CA")[1])
+    made = box.run("outcall", "ca", "init", "--algorithm", "ecdsa")
+    check(made.code == 0 and wrong("CA") is None, made)
+    box.run(*START.split(), check=True)
+    check(box.run("outcall", "ca", "status").code == 0 and wrong("outcalld") is None)

@@ -14,6 +14,8 @@ const DAEMON: &str = "outcalld";
 /// CAP_NET_BIND_SERVICE and CAP_NET_ADMIN (linux/capability.h).
 const NEEDED: [(u32, &str); 2] = [(10, "CAP_NET_BIND_SERVICE"), (12, "CAP_NET_ADMIN")];
 const START: &str = "systemctl start outcall-lockdown outcalld.socket outcall-agent.socket outcalld";
+/// The sockets are systemd's: a restart of the daemon does not make a lost one again, and none of them restarts under it.
+const RESTART: &str = "systemctl stop outcalld.socket outcall-agent.socket outcalld && systemctl start outcalld";
 
 /// Everything about it.
 pub(super) fn look(socket: &Path, probe: &HostProbe) -> Vec<Finding> {
@@ -92,7 +94,7 @@ fn socket_file(area: &str, path: &Path, most: u32) -> Finding {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            bad(DoctorVerdict::Problem, area, format!("{shown} is no socket"), "remove it and restart outcalld")
+            bad(DoctorVerdict::Problem, area, format!("{shown} is no socket"), format!("remove it, then {RESTART}"))
         }
         Ok(found) => {
             let mode = found.permissions().mode() & 0o777;
@@ -103,7 +105,7 @@ fn socket_file(area: &str, path: &Path, most: u32) -> Finding {
                 bad(DoctorVerdict::Problem, area, format!("{shown} is open to everybody (mode {mode:04o})"), remedy)
             }
         }
-        Err(error) => bad(DoctorVerdict::Problem, area, format!("{shown}: {error}"), "restart outcalld"),
+        Err(error) => bad(DoctorVerdict::Problem, area, format!("{shown}: {error}"), RESTART),
     }
 }
 
