@@ -33,7 +33,7 @@ def the_file_as_it_stands_makes_a_daemon_that_filters_and_comes_back(lab):
                    env={**os.environ, "DOCKER_HOST": f"unix://{box.engine.socket}"})
 
     def ready():
-        return compose("exec", "-T", "outcalld", "outcall", "ready").code == 0
+        return box.engine.docker("exec", "outcalld", "outcall", "ready", check=False).code == 0
 
     box.engine.load_images()
     run([f"{host.HOST}/image", "outcall", f"{host.packaged(lab)}/image"],
@@ -50,6 +50,7 @@ def the_file_as_it_stands_makes_a_daemon_that_filters_and_comes_back(lab):
         wait_for(ready, "outcalld in its container", 20)
     except Timeout as late:
         raise AssertionError(f"{late}: {compose('logs', '--tail', '20').text}") from late
+    check(compose("exec", "-T", "outcalld", "outcall").text.startswith("outcalld:  ready"))
     sender = Sender(lab, box)
     client = sender.client
 
