@@ -11,6 +11,7 @@ mod doctor;
 mod events;
 mod explain;
 mod health;
+mod json;
 mod network;
 mod proxy;
 mod requests;
@@ -33,6 +34,7 @@ pub use doctor::{
 pub use events::EventRecord;
 pub use explain::{ExplainFailed, ExplainNear, ExplainRequest, ExplainStep, Explained};
 pub use health::{Health, PartState, Ready};
+pub use json::{drives_terminal, to_json};
 pub use network::{
     AttachedContainer, NetworkConfig, NetworkCreate, NetworkCreated, NetworkDestroyed, NetworkSelect, NetworkStatus,
 };

@@ -7,6 +7,7 @@ use std::io::{IsTerminal as _, Write};
 use serde::Serialize;
 
 use super::CliError;
+use crate::api::{drives_terminal, to_json};
 
 /// Narrowest a table column is cut to, in characters.
 const MIN_COLUMN: usize = 6;
@@ -89,8 +90,8 @@ impl Output {
         if !self.json {
             return text(self, data);
         }
-        serde_json::to_writer(&mut self.sink, data).map_err(|error| CliError::Output(error.into()))?;
-        self.write("\n")
+        let json = to_json(data).map_err(|error| CliError::Output(error.into()))?;
+        self.write(&(json + "\n"))
     }
 
     /// One line of text.
@@ -211,16 +212,11 @@ fn cut(text: &str, width: usize) -> String {
 /// Control characters made visible: names and descriptions come from elsewhere and must not drive the terminal.
 /// Line feeds stay.
 pub(super) fn printable(text: &str) -> String {
-    let harmless = |c: char| c == '\n' || !(c.is_control() || is_bidi_control(c));
+    let harmless = |c: char| c == '\n' || !drives_terminal(c);
     if text.chars().all(harmless) {
         return text.to_owned();
     }
     text.chars().map(|c| if harmless(c) { c.to_string() } else { c.escape_unicode().to_string() }).collect()
-}
-
-/// The characters that turn the direction of the text around them (Unicode TR 9).
-fn is_bidi_control(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

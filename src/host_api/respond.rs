@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::api::Envelope;
+use crate::api::{Envelope, to_json};
 use crate::unix_http::Response;
 
 const JSON: &str = "application/json";
@@ -24,11 +24,8 @@ pub(super) fn failed(status: u16, message: impl Into<String>) -> Response {
 
 /// An envelope as it is.
 pub(super) fn json<T: Serialize>(status: u16, envelope: &Envelope<T>) -> Response {
-    match serde_json::to_vec(envelope) {
-        Ok(mut body) => {
-            body.push(b'\n');
-            Response::whole(status, JSON, body)
-        }
+    match to_json(envelope) {
+        Ok(body) => Response::whole(status, JSON, (body + "\n").into_bytes()),
         Err(error) => {
             // Our own types always serialise; a map with keys that are no strings would be our bug.
             tracing::error!(target: "host_api", "an answer could not be written as JSON: {error}");
