@@ -159,6 +159,8 @@ fn an_absent_daemon_is_named_with_exit_code_one() {
         let expected = "error: cannot connect to outcalld at /nonexistent/host.sock — is it running?\n";
         assert_eq!(text_of(&output.stderr), expected);
     }
+    let output = outcall().args(["--socket", "/etc/passwd", "bridge", "status"]).output().unwrap();
+    assert!(text_of(&output.stderr).contains("no socket"), "{}", text_of(&output.stderr));
 }
 
 #[test]

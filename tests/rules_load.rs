@@ -283,6 +283,8 @@ fn a_directory_is_read_by_name_and_what_is_no_rule_file_is_left_out() {
     std::os::unix::fs::symlink(directory.0.join("b.yaml"), directory.0.join("d.yaml")).unwrap();
     let errors = load(&directory.0, &options(), None).err().unwrap();
     assert!(errors.to_string().starts_with("d.yaml:3: rule b: the id is taken already, at b.yaml:3"), "{errors}");
+    let errors = load(&directory.0.join("b.yaml"), &options(), None).err().unwrap();
+    assert!(errors.to_string().ends_with("b.yaml: it is a file; give the directory that holds it"), "{errors}");
 }
 
 #[test]

@@ -325,7 +325,7 @@ pub struct AllowArguments {
     #[arg(value_name = "CONTAINER")]
     pub container: String,
     /// Where to: an IPv4 address (a name needs a `direct_ip` rule)
-    #[arg(value_name = "ADDRESS")]
+    #[arg(value_name = "ADDRESS", value_parser = destination)]
     pub destination: std::net::Ipv4Addr,
     /// Which port there
     #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -402,6 +402,11 @@ pub enum RequestsCommand {
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
+}
+
+/// Where a flow by hand leads.
+fn destination(text: &str) -> Result<std::net::Ipv4Addr, String> {
+    text.parse().map_err(|_| "an IPv4 address is accepted; for a name write a `direct_ip` rule".to_owned())
 }
 
 /// A DNS record type by name or as `TYPE65` (RFC 3597): letters and digits, in upper case as rules see it.

@@ -84,6 +84,9 @@ impl std::fmt::Display for CliError {
                     std::io::ErrorKind::PermissionDenied => {
                         f.write_str("\n  permission denied: run this as root, or as a member of the group outcall")
                     }
+                    std::io::ErrorKind::ConnectionRefused if is_no_socket(socket) => {
+                        f.write_str("\n  that is no socket: give the path of outcalld's own --socket")
+                    }
                     std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Ok(()),
                     _ => write!(f, "\n  {source}"),
                 }
@@ -104,6 +107,12 @@ impl std::fmt::Display for CliError {
             CliError::Output(source) => write!(f, "cannot write the output: {source}"),
         }
     }
+}
+
+/// connect(2) refuses other files as it refuses a socket that nobody serves.
+fn is_no_socket(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket())
 }
 
 impl std::error::Error for CliError {

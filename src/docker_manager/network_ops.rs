@@ -115,7 +115,7 @@ impl NetworkOps {
         let name = network::network_name(select.name.as_deref()).map_err(|reason| failure(400, reason))?;
         let all = engine::networks(&self.client, READ_LIMIT)?;
         let Some(found) = find(&all, &name, &self.default_bridge)? else {
-            return Err(failure(404, format!("no network {name}")));
+            return Err(failure(404, format!("no network {name}; `outcall network list` shows those there are")));
         };
         let attached = engine::network(&self.client, &found.id, READ_LIMIT)?.containers;
         if !attached.is_empty() {

@@ -48,7 +48,9 @@ fn ask<T: Serialize + Send + 'static>(
     let owner = api.links.requests.clone();
     api.ask(call.ticket, (Subsystem::RuleRequests, &owner), limit, command, |answer| match answer {
         Ok(data) => ok(data),
-        Err(RequestFailure::Unknown(error)) => failed(404, error),
+        Err(RequestFailure::Unknown(error)) => {
+            failed(404, format!("{error}; `outcall requests list` shows those that wait"))
+        }
         Err(RequestFailure::Conflict(error)) => failed(409, error),
         Err(RequestFailure::Invalid(error)) => failed(422, error),
         Err(RequestFailure::TooMany(error)) => failed(503, error),

@@ -24,7 +24,8 @@ pub(super) fn list(api: &mut Api, call: Call) -> Result<Answer, Response> {
 pub(super) fn show(api: &mut Api, call: Call) -> Result<Answer, Response> {
     call.query([])?;
     let rule = api.snapshot.rules.detail(&call.name);
-    let rule = rule.ok_or_else(|| failed(404, format!("no rule has the id `{}`", call.name)))?;
+    let rule =
+        rule.ok_or_else(|| failed(404, format!("no rule has the id `{}`; `outcall rules list` shows all", call.name)))?;
     Ok(Answer::Now(ok(rule)))
 }
 

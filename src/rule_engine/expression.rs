@@ -50,7 +50,13 @@ fn syntax_error(error: &cel_interpreter::ParseError) -> String {
     // `Syntax error: mismatched input '<EOF>' expecting {…}`: the set is long and helps nobody.
     let message = error.msg.strip_prefix("Syntax error: ").unwrap_or(&error.msg);
     let message = message.split(" expecting ").next().unwrap_or(message).replace("'<EOF>'", "the end");
-    let message: String = message.replace(['\n', '\r'], " ").chars().take(MESSAGE_MAX).collect();
+    let mut message: String = message.replace(['\n', '\r'], " ").chars().take(MESSAGE_MAX).collect();
+    // What other languages and YAML itself teach.
+    for (sign, meant) in [('=', "=="), ('&', "&&"), ('|', "||")] {
+        if message.starts_with(&format!("token recognition error at: '{sign}")) {
+            message.push_str(&format!("; did you mean `{meant}`?"));
+        }
+    }
     match error.pos {
         (1, column) => format!("CEL: column {column}: {message}"),
         (line, column) => format!("CEL: line {line}, column {column} of the condition: {message}"),
@@ -123,6 +129,9 @@ mod tests {
     #[test]
     fn syntax_errors_are_one_line_with_a_place() {
         assert_eq!(reasons("http.host =="), ["CEL: column 13: mismatched input the end"]);
+        for (source, meant) in [("http.host = 'a'", "=="), ("true & true", "&&"), ("true | true", "||")] {
+            assert!(reasons(source)[0].ends_with(&format!("; did you mean `{meant}`?")), "{:?}", reasons(source));
+        }
         assert!(reasons("true &&\n&& true")[0].starts_with("CEL: line 2, column 1 of the condition: "));
     }
 

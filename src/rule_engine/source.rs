@@ -35,6 +35,10 @@ pub(super) fn read(directory: &Path) -> Result<Option<Vec<Source>>, Vec<LoadErro
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            let reason = format!("cannot read the rules in {shown}: it is a file; give the directory that holds it");
+            return Err(vec![LoadError::of_directory(reason)]);
+        }
         Err(error) => return Err(vec![LoadError::of_directory(format!("cannot read the rules in {shown}: {error}"))]),
     };
     let mut errors = Vec::new();

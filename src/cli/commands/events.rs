@@ -62,7 +62,12 @@ pub(super) fn run(arguments: &EventsArguments, client: &Client, output: &mut Out
         return Ok(());
     }
     if rows.is_empty() {
-        return output.line("No events yet. `outcall events --follow` waits for them.");
+        let filtered = arguments.blocked || arguments.container.is_some();
+        return output.line(if filtered {
+            "None of the last events is such a one. `outcall events` shows them all, with --follow those to come."
+        } else {
+            "No events yet. `outcall events --follow` waits for them."
+        });
     }
     output.table(&HEADS, rows)
 }
