@@ -6,12 +6,12 @@
 //! One `recvmmsg` that comes back with room to spare has emptied the socket, which edge-triggered epoll wants to know:
 //! so what came together costs one receive and one send, with no second receive that finds nothing.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrLike, SockaddrStorage, sendmsg};
+use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 /// Datagrams of one receive.
 pub(super) const COUNT: usize = 16;
@@ -165,16 +165,10 @@ pub(super) struct Outgoing {
 }
 
 /// Sends `datagrams`; `failed` hears of each that cannot be sent.
-pub(super) fn send_all(socket: BorrowedFd<'_>, datagrams: &[Outgoing], mut failed: impl FnMut(&Outgoing, nix::Error)) {
+pub(super) fn send(socket: BorrowedFd<'_>, datagrams: &[Outgoing], mut failed: impl FnMut(&Outgoing, nix::Error)) {
     let mut rest = datagrams;
     while let Some(first) = rest.first() {
-        // What names its source, which few sockets need, goes alone.
-        let alike = rest.iter().take(COUNT).take_while(|datagram| datagram.local.is_none()).count();
-        let sent = match alike {
-            0 | 1 => send(socket, &first.bytes, first.to, first.local).map(|()| 1),
-            _ => send_together(socket, &rest[..alike]),
-        };
-        let done = sent.unwrap_or_else(|error| {
+        let done = send_together(socket, rest).unwrap_or_else(|error| {
             failed(first, error);
             1
         });
@@ -182,13 +176,14 @@ pub(super) fn send_all(socket: BorrowedFd<'_>, datagrams: &[Outgoing], mut faile
     }
 }
 
-/// Sends at most [`COUNT`] datagrams that name no source: how many, from the first. An error is that of the first.
+/// Sends at most [`COUNT`] of `datagrams`: how many, from the first. An error is that of the first.
 fn send_together(socket: BorrowedFd<'_>, datagrams: &[Outgoing]) -> nix::Result<usize> {
     let mut names = [SockaddrStorage::from(SocketAddr::from(([0; 4], 0))); COUNT];
     // SAFETY: all-zero is a valid value of these plain C structures.
     let mut headers: [libc::mmsghdr; COUNT] = unsafe { MaybeUninit::zeroed().assume_init() };
     // SAFETY: as above.
     let mut vectors: [libc::iovec; COUNT] = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut controls = [Control([0; CONTROL]); COUNT];
     let count = datagrams.len().min(COUNT);
     for (index, datagram) in datagrams.iter().take(count).enumerate() {
         names[index] = SockaddrStorage::from(datagram.to);
@@ -199,39 +194,46 @@ fn send_together(socket: BorrowedFd<'_>, datagrams: &[Outgoing]) -> nix::Result<
         header.msg_namelen = names[index].len();
         header.msg_iov = &raw mut vectors[index];
         header.msg_iovlen = 1;
+        match datagram.local {
+            None => {}
+            Some(IpAddr::V4(local)) => {
+                let any = libc::in_addr { s_addr: 0 };
+                let local = libc::in_addr { s_addr: local.to_bits().to_be() };
+                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: local, ipi_addr: any };
+                attach(header, &mut controls[index], (libc::IPPROTO_IP, libc::IP_PKTINFO), info);
+            }
+            Some(IpAddr::V6(local)) => {
+                let local = libc::in6_addr { s6_addr: local.octets() };
+                let info = libc::in6_pktinfo { ipi6_addr: local, ipi6_ifindex: 0 };
+                attach(header, &mut controls[index], (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), info);
+            }
+        }
     }
     // SAFETY: every pointer in the first `count` headers leads to memory of the stated length that lives in this frame
     // or in `datagrams`; the kernel only reads it, and keeps none of it past the call.
     let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count as libc::c_uint,
-            MsgFlags::MSG_DONTWAIT.bits() as _,
-        )
+        libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT as _)
     };
     usize::try_from(sent).map_err(|_| nix::Error::last())
 }
 
-/// Sends `bytes` to `to`, from `local` where that is given.
-fn send(socket: BorrowedFd<'_>, bytes: &[u8], to: SocketAddr, local: Option<IpAddr>) -> nix::Result<()> {
-    let (v4, v6);
-    let control = match local {
-        Some(IpAddr::V4(local)) => {
-            let any = libc::in_addr { s_addr: 0 };
-            let local = libc::in_addr { s_addr: local.to_bits().to_be() };
-            v4 = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: local, ipi_addr: any };
-            Some(ControlMessage::Ipv4PacketInfo(&v4))
-        }
-        Some(IpAddr::V6(local)) => {
-            v6 = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: local.octets() }, ipi6_ifindex: 0 };
-            Some(ControlMessage::Ipv6PacketInfo(&v6))
-        }
-        None => None,
-    };
-    let to = SockaddrStorage::from(to);
-    let flags = MsgFlags::MSG_DONTWAIT;
-    sendmsg(socket.as_raw_fd(), &[IoSlice::new(bytes)], control.as_slice(), flags, Some(&to)).map(drop)
+/// Gives a message that is to be sent one item of control data, kept in `control`.
+fn attach<T>(header: &mut libc::msghdr, control: &mut Control, (level, kind): (i32, i32), item: T) {
+    let length = size_of::<T>() as libc::c_uint;
+    // SAFETY: these compute lengths; the room is checked before anything is written to it.
+    let (space, whole) = unsafe { (libc::CMSG_SPACE(length), libc::CMSG_LEN(length)) };
+    assert!(space as usize <= CONTROL);
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = space as _;
+    // SAFETY: the header's control data is `control`, aligned and with room for this one item, so the first header is
+    // there and its data lies within; nobody else has a reference to it.
+    unsafe {
+        let message = libc::CMSG_FIRSTHDR(header);
+        (*message).cmsg_level = level;
+        (*message).cmsg_type = kind;
+        (*message).cmsg_len = whole as _;
+        libc::CMSG_DATA(message).cast::<T>().write_unaligned(item);
+    }
 }
 
 #[cfg(test)]
@@ -268,13 +270,13 @@ mod tests {
         let own = Some("127.0.0.1".parse().unwrap());
         let mut datagrams: Vec<Outgoing> =
             (0..2 * COUNT as u8).map(|number| Outgoing { bytes: vec![number], to, local: None }).collect();
-        // The first of a batch, one in its middle, and some that name their source.
+        // The first of a batch, one in its middle; and some that name their source.
         datagrams[0].to = elsewhere;
         datagrams[5].to = elsewhere;
         datagrams[7].local = own;
         datagrams[8].local = own;
         let mut lost = Vec::new();
-        send_all(server.as_fd(), &datagrams, |datagram, _| lost.push(datagram.bytes[0]));
+        send(server.as_fd(), &datagrams, |datagram, _| lost.push(datagram.bytes[0]));
         assert_eq!(lost, [0, 5]);
         let mut buffer = [0; 16];
         for number in (0..2 * COUNT as u8).filter(|number| !lost.contains(number)) {

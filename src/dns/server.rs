@@ -440,7 +440,7 @@ impl DnsServer {
             return;
         }
         if let Some(served) = self.served.iter().find(|served| served.udp == *socket) {
-            datagrams::send_all(served.pair.udp.as_fd(), answers, |answer, error| {
+            datagrams::send(served.pair.udp.as_fd(), answers, |answer, error| {
                 // As with any datagram that is lost, the client asks again.
                 tracing::debug!(target: "dns", peer = %answer.to, %error, "cannot answer");
             });
