@@ -1,6 +1,7 @@
 //! The facts of a request or tunnel, and the verdict on them. Sans-I/O: rules in, verdict out.
 //!
-//! Twice: by name, before anything is resolved, and by address, before anything is dialled. Only the second allows.
+//! Twice: by name, before anything is resolved, and by address, before anything is dialled. Only the second allows; it
+//! alone judges what goes on a connection that is made.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -125,11 +125,12 @@ fn begin(session: &mut Session, core: &mut Core, head: RequestHead) -> Next {
 /// Judges a request that is there as far as it is needed, and sends it on its way.
 pub(super) fn admit(session: &mut Session, core: &mut Core, request: Box<Request>) -> Next {
     session.due.set(core.now + core.config.times.resolve);
+    // Judged by the address it goes to, which no verdict by name overrules: that one only saves a question for a name.
+    if !request.is_connect() && has_usable_upstream(session, core, &request) {
+        return exchange::begin(session, core, request);
+    }
     match request.facts.judge_name(&core.snapshot.rules, &session.client.peer) {
         Verdict::Block(refused) => blocked(session, core, &request, &refused),
-        Verdict::Allow { .. } if !request.is_connect() && has_usable_upstream(session, core, &request) => {
-            exchange::begin(session, core, request)
-        }
         Verdict::Allow { .. } | Verdict::Intercept { .. } => {
             session.upstream = None;
             dial::find(session, core, request)

@@ -104,7 +104,8 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn has(&self, field: Field) -> bool {
+    /// Whether the context fills a field.
+    pub(super) fn has(&self, field: Field) -> bool {
         let context = &self.context;
         match field {
             Field::NetworkPort => context.network.port.is_some(),

@@ -184,10 +184,10 @@ impl RuleSet {
         let open_address = if awaited { ADDRESS } else { FieldSet::EMPTY };
         let tunnel = plain.text(Field::HttpMethod) == Some(CONNECT);
         // A CONNECT is judged before its ClientHello comes, and again with it.
-        let inner = if plain.known().contains(Field::TlsEch) { INNER } else { INNER.or(HELLO) };
+        let inner = if plain.has(Field::TlsEch) { INNER } else { INNER.or(HELLO) };
         let unread = context.http.body == Body::Unread;
         // What of it is known is not open.
-        let body = BODY.without(plain.known().without(FieldSet::of(&[Field::HttpBody])));
+        let body = || BODY.without(plain.known().without(FieldSet::of(&[Field::HttpBody])));
         let mut exposed = None;
         let mut seen = Seen::default();
         let mut decider = None;
@@ -209,7 +209,7 @@ impl RuleSet {
                     if !open_address.is_empty() && condition.reads_address() && condition.could(facts, open_address) {
                         seen.address_decides(rule.action);
                     }
-                    seen.wants_body |= shown && unread && condition.could(facts, body.or(open_address));
+                    seen.wants_body |= shown && unread && condition.could(facts, body().or(open_address));
                 }
                 Outcome::Failed(fault) => {
                     if counted {
