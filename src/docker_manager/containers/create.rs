@@ -203,16 +203,21 @@ fn swapped(running: &Inspected, protected: &Protected) -> Option<String> {
     }
     let mounts = match Mounts::of(&running.state.pid.to_string()) {
         Ok(mounts) => mounts,
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+        Err(error) if has_ended(&error) => return None,
+        Err(error) => {
             return Some(format!(
                 "its mounts cannot be looked at ({error}), so its volumes cannot be checked: removed again"
             ));
         }
-        // It ended in this moment.
-        Err(_) => return None,
     };
     let name = protected.reaches(&mounts, &[AGENT_DIRECTORY_TARGET, SHIM_TARGET, CA_TARGET])?;
     Some(format!("a volume's source was replaced while it was mounted and led to {}: removed again", name.display()))
+}
+
+/// Whether a mount table cannot be read because its process has just ended: it is gone, or a zombie, which has none
+/// (proc_pid_mountinfo(5) leaves out the EINVAL). Anything else, such as no descriptor for it, leaves the mounts unseen.
+fn has_ended(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
 }
 
 /// Asks the rules; only one that blocks and matches says no.
@@ -282,4 +287,26 @@ fn fresh_name() -> Result<String, DockerFailure> {
     let mut bytes = [0; 4];
     getrandom::fill(&mut bytes).map_err(|error| failure(500, format!("the kernel gives no random bytes: {error}")))?;
     Ok(format!("{}{:08x}", NAME_PREFIX, u32::from_be_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_ended_process_excuses_mounts_that_were_not_looked_at() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().to_string();
+        let table = || Mounts::of(&pid);
+        while table().is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(has_ended(&table().unwrap_err()), "a zombie: {:?}", table());
+        child.wait().unwrap();
+        assert!(has_ended(&table().unwrap_err()), "gone: {:?}", table());
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EACCES, libc::EIO] {
+            assert!(!has_ended(&std::io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        assert!(!has_ended(&std::io::Error::new(std::io::ErrorKind::InvalidData, "not understood")));
+    }
 }
