@@ -1,4 +1,5 @@
-//! Text of bounded length, held in place: an event is one block of memory, and recording one allocates nothing.
+//! Text of bounded length, held in place: an event is one block of memory, and recording one allocates nothing of its
+//! own.
 
 use std::fmt;
 
