@@ -10,7 +10,7 @@ from harness import *
 # Anonymous memory that rounds of all parser bombs may add to the daemon's, KiB: in all, and in a round after the first.
 # A tree of one of these texts is some megabytes; what is left is heap that a thread used for the first time, the Docker
 # manager's at its look every 30 s included.
-BOMBS_MAY_LEAVE, A_ROUND_MAY_LEAVE = 768, 32
+BOMBS_MAY_LEAVE, A_ROUND_MAY_LEAVE = 768, 64
 SOCKET = "/run/outcall/agent.sock"
 TOOLS = [
     rule("tool-echo", 'run.tool == "echo" && agent.name == "alpha"'),
