@@ -21,8 +21,10 @@ use crate::api::{ContainerCreate, ContainerCreated};
 use crate::events::rfc3339;
 use crate::rule_engine::{Action, Agent, Context, Docker, RuleSet};
 
-/// Names of one image that rules are asked about.
-const IMAGE_NAMES_MAX: usize = 64;
+/// Names of one image that rules are asked about; an image that has more is refused, since a rule may block the last.
+const IMAGE_NAMES_MAX: usize = 1024;
+/// Exposed ports that are named.
+const PORTS_NAMED_MAX: usize = 64;
 /// Beginning of a name that outcalld chooses; 8 hex digits follow.
 const NAME_PREFIX: &str = "outcall-";
 /// Attempts to find a name that no container has.
@@ -229,7 +231,15 @@ fn judge(rules: &RuleSet, wish: &Wish, image: &Image, binds: &[Bind]) -> Result<
     let volumes = volume_texts(wish, binds);
     let volumes: Vec<&str> = volumes.iter().map(String::as_str).collect();
     let env_keys: Vec<&str> = wish.env.0.iter().map(|(name, _)| name.as_str()).collect();
-    let others = image.repo_tags.iter().chain(&image.repo_digests).take(IMAGE_NAMES_MAX).map(String::as_str);
+    let others = image.repo_tags.len() + image.repo_digests.len();
+    if others > IMAGE_NAMES_MAX {
+        let message = format!(
+            "image {} has {others} tags and digests, of which rules can judge {IMAGE_NAMES_MAX}: remove some with `docker rmi`",
+            wish.image
+        );
+        return Err(failure(403, message));
+    }
+    let others = image.repo_tags.iter().chain(&image.repo_digests).map(String::as_str);
     let names = std::iter::once(wish.image.as_str()).chain(others).chain(std::iter::once(image.id.as_str()));
     for name in names {
         let docker = Docker {
@@ -270,7 +280,7 @@ fn volume_texts(wish: &Wish, binds: &[Bind]) -> Vec<String> {
 }
 
 fn closed_ports(image: &Image) -> Option<String> {
-    let ports: Vec<&str> = image.config.exposed_ports.keys().take(IMAGE_NAMES_MAX).map(String::as_str).collect();
+    let ports: Vec<&str> = image.config.exposed_ports.keys().take(PORTS_NAMED_MAX).map(String::as_str).collect();
     (!ports.is_empty())
         .then(|| format!("ports stay closed: the image exposes {}, and nothing outside reaches it", ports.join(", ")))
 }
@@ -292,6 +302,27 @@ fn fresh_name() -> Result<String, DockerFailure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rule_engine::{Guard, LoadOptions, Source as RuleSource, load_sources};
+
+    #[test]
+    fn every_name_of_an_image_is_judged_or_it_is_refused() {
+        let text = "version: '1'\nrules:\n- {id: no, condition: 'docker.image == \"other:last\"', action: block}\n";
+        let source = RuleSource { name: "t.yaml".to_owned(), text: text.to_owned() };
+        let options = LoadOptions { proxy: true, interception: false, guard: Guard::InProcess };
+        let rules = load_sources(&[source], &options, None).unwrap().set;
+        let request = ContainerCreate { image: "lab/busybox".to_owned(), ..ContainerCreate::default() };
+        let wish = Wish::check(request, "coder".to_owned(), false).unwrap();
+        let judged = |count: usize, last: &str| {
+            let mut image =
+                Image { repo_tags: (1..count).map(|n| format!("lab/busybox:{n}")).collect(), ..Image::default() };
+            image.repo_digests = vec![last.to_owned()];
+            judge(&rules, &wish, &image, &[]).map_err(|failure| (failure.status, failure.message))
+        };
+        assert_eq!(judged(IMAGE_NAMES_MAX, "other:first"), Ok(()));
+        assert_eq!(judged(IMAGE_NAMES_MAX, "other:last").unwrap_err().0, 403);
+        let (status, message) = judged(IMAGE_NAMES_MAX + 1, "other:first").unwrap_err();
+        assert!(status == 403 && message.contains("1025 tags and digests"), "{message}");
+    }
 
     #[test]
     fn only_an_ended_process_excuses_mounts_that_were_not_looked_at() {
