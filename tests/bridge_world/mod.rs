@@ -316,7 +316,8 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            let _ = self.commands.send(BridgeCommand::Stop(StopMode::Teardown));
+            // A test may have left the mailbox full.
+            let _ = self.commands.send_within(BridgeCommand::Stop(StopMode::Teardown), PATIENCE);
             let _ = thread.join();
         }
     }
