@@ -185,7 +185,13 @@ fn idle_connections_cost_no_processor_time() {
     let proxy = Setup::new(OK).start();
     let clients: Vec<_> = (0..50).map(|_| proxy.client()).collect();
     until("all are in", || proxy.status().active_connections == 50);
-    let before = proxy.wake_ups();
+    // The loop answers before it sleeps again.
+    let mut before = proxy.wake_ups();
+    until("the loop to sleep", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = proxy.wake_ups();
+        std::mem::replace(&mut before, now) == now
+    });
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(proxy.wake_ups(), before, "the loop woke up with nothing to do");
     drop(clients);
