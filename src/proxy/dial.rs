@@ -116,7 +116,7 @@ fn choose(session: &mut Session, core: &mut Core, request: Box<Request>, mut add
         (None, None) => return unresolved(session, core, &request, 502, "its name has no address"),
     }
     let left = vetted.into_iter().map(|(address, _)| address).collect();
-    redial(session, core, request, left)
+    dial(session, core, request, left)
 }
 
 /// Judges a connection to `address`, which may be this proxy's own (`is_own`). `is_here` tells whether it is one of
@@ -185,8 +185,20 @@ impl Dialling {
     }
 }
 
+/// Dials once more where a kept connection has just ended: the address may be this host's by now, and the connection
+/// has ended for that.
+pub(super) fn anew(session: &mut Session, core: &mut Core, request: Box<Request>, address: SocketAddr) -> Next {
+    let refused = match vet_now(core, &request.facts, &session.client.peer, address) {
+        Verdict::Allow { .. } => return dial(session, core, request, vec![address]),
+        Verdict::Intercept { rule } => intercept_now(rule, address),
+        Verdict::Block(refused) => refused,
+    };
+    session.upstream = None;
+    request::blocked(session, core, &request, &refused)
+}
+
 /// Dials addresses that were vetted, the last one first.
-pub(super) fn redial(session: &mut Session, core: &mut Core, request: Box<Request>, left: Vec<SocketAddr>) -> Next {
+fn dial(session: &mut Session, core: &mut Core, request: Box<Request>, left: Vec<SocketAddr>) -> Next {
     let dialling = Dialling { request, left, what_failed: "connection refused" };
     dial_next(session, core, Box::new(dialling), 502)
 }

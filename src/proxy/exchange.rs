@@ -322,7 +322,7 @@ fn fail(session: &mut Session, core: &mut Core, exchange: Box<Exchange>, failure
             // twice were sent on it.
             if exchange.reused && !exchange.heard && exchange.interim == 0 {
                 let address = exchange.address;
-                return dial::redial(session, core, exchange.request, vec![address]);
+                return dial::anew(session, core, exchange.request, address);
             }
             session.upstream = None;
             if matches!(exchange.upload, Upload::Done) {
