@@ -16,7 +16,7 @@ REPOSITORY = daemon_module.REPOSITORY
 HOST = f"{REPOSITORY}/integration/host"
 UNITS = ["outcalld.service", "outcall-lockdown.service", "outcalld.socket", "outcall-agent.socket"]
 # Bytes of the image, where a release build is in it.
-IMAGE_MAX = 16_500_000
+IMAGE_MAX = 15_000_000
 
 
 def packaged(lab):
